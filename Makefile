@@ -1,0 +1,44 @@
+# make setup | run | test | test-long | lint | bench | help
+PYTHON ?= python3
+UV := .tools/uv/bin/uv
+UV_RUN := UV_PYTHON_PREFERENCE=only-system UV_PROJECT_ENVIRONMENT=.venv PYTHONPATH=.tools/uv $(UV)
+STAMP := .venv/.synced
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test test-long lint bench clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## bootstrap uv, sync the lock into .venv
+
+$(UV):
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools/uv 'uv>=0.13,<0.14'
+
+$(STAMP): $(UV) pyproject.toml uv.lock
+	$(UV_RUN) sync --frozen --quiet --python $(PYTHON)
+	@touch $@
+
+run: setup ## start the gateway (the first time it shows itself at work); Ctrl-C ends it
+	@.venv/bin/gateway run --demo
+
+demo: setup ## show the running gateway at work again
+	@.venv/bin/gateway demo
+
+test: setup ## the tests, under five minutes
+	.venv/bin/python -m pytest -q -m "not long"
+
+test-long: setup ## every test, the long ones and the large numbers of examples too
+	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q
+
+lint: setup ## ruff, mypy --strict, the layers
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: setup ## measure, side by side; prints ratios and percentiles
+	.venv/bin/python -m bench
+
+clean: ## remove what setup and run made
+	rm -rf .venv .tools var

@@ -1,0 +1,56 @@
+"""The envelope of an inbound mail: who it is really from and to, and how it came.  Headers are hearsay.
+
+Minted by a door, carried in the ticket's headers beside the exact octets, stored with the mail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """`mail_from` is '' for the null sender; `rcpt_to` keeps the order in which the client named them."""
+
+    mail_id: str
+    mail_from: str
+    rcpt_to: tuple[str, ...]
+    received_at: datetime
+    door: str
+    client: str = ""
+    helo: str = ""
+    tls: str = ""
+    auth: str = ""
+
+    def to_headers(self) -> dict[str, Any]:
+        """The ticket headers of the queue contract (mail_from, rcpt_to, client, helo, tls, auth, received_at, door)."""
+        return {
+            "mail_from": self.mail_from,
+            "rcpt_to": list(self.rcpt_to),
+            "client": self.client,
+            "helo": self.helo,
+            "tls": self.tls,
+            "auth": self.auth,
+            "received_at": self.received_at.isoformat(),
+            "door": self.door,
+        }
+
+    @classmethod
+    def from_headers(cls, mail_id: str, headers: Mapping[str, Any]) -> Envelope:
+        """Reads ticket headers; raises ValueError or KeyError when a program that plays door left something out."""
+        received_at = datetime.fromisoformat(str(headers["received_at"]))
+        if received_at.tzinfo is None:
+            raise ValueError("received_at has no offset")
+        rcpt_to = headers["rcpt_to"]
+        if not isinstance(rcpt_to, list) or not rcpt_to or not all(isinstance(item, str) for item in rcpt_to):
+            raise ValueError("rcpt_to is not a list of addresses")
+        return cls(
+            mail_id=mail_id,
+            mail_from=str(headers["mail_from"]),
+            rcpt_to=tuple(rcpt_to),
+            received_at=received_at,
+            **{key: str(headers.get(key) or "") for key in ("door", "client", "helo", "tls", "auth")},
+        )

@@ -1,0 +1,1 @@
+"""The queue: tickets, leases and the broker contract with its engines.  Knows nothing of mail."""

@@ -1,0 +1,56 @@
+"""A ticket: what a queue stores.  The names of the queues stand here too, the same on every engine.
+
+Flow: a door or the client makes tickets, `Broker.publish` keeps them, a worker gets each in a lease.
+Limits: headers are JSON values and small (on AMQP all of them must fit one frame of 128 KiB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+MAIL_INBOUND = "mail.inbound"
+EMAIL_SEND = "email.send"
+EMAIL_SEND_URGENT = "email.send.urgent"
+EMAIL_SEND_BULK = "email.send.bulk"
+POST_CREATE = "post.create"
+SUSPECT = "gateway.suspect"
+DEAD_FAILED = "gateway.dead.failed"
+DEAD_CRASHED = "gateway.dead.crashed"
+
+WORK_QUEUES = (MAIL_INBOUND, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
+_RETRY = ".retry"
+
+
+def retry_queue(name: str) -> str:
+    """The queue in which a kind's unsuccessful attempts wait and run, so that fresh work never waits behind them."""
+    return name if name.endswith(_RETRY) else name + _RETRY
+
+
+def fresh_queue(name: str) -> str:
+    """The queue a retry queue belongs to."""
+    return name.removesuffix(_RETRY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """One piece of work.
+
+    `id` is the mail id or the request's id (AMQP `message_id`); several tickets may carry the same id.
+    `attempt` counts the attempts that climbed the ladder; `due_at` None means now; `app` is who published it, as the
+    engine or the API knows it (never what the body claims), '' on an engine without users.
+    """
+
+    queue: str
+    id: str
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 0
+    due_at: datetime | None = None
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    app: str = ""

@@ -1,0 +1,112 @@
+"""The life of a process: start in order, stop in order, and named places to die at in tests.
+
+`serve()` runs services side by side until the first signal; then each gets `grace_seconds` to finish; a second signal
+kills at once.  A service that ends or raises by itself stops the process with exit 1: a half-alive gateway lies.
+
+`failpoint(name)` is a no-op unless the environment variable GATEWAY_FAILPOINT names it (`name` kills with SIGKILL at the
+first pass, `name:N` at the N-th, `name:raise` raises OSError each time).  Only tests arm it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+Clock = Callable[[], datetime]
+Service = Callable[["Stop"], Awaitable[None]]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Stop:
+    """The wish to stop, awaited by every loop beside its own work."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    async def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Waits for the wish to stop, at most so long; True when it came."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), timeout_seconds)
+        return self._event.is_set()
+
+
+async def serve(services: dict[str, Service], *, grace_seconds: float, stop: Stop | None = None) -> int:
+    """Runs every service until a signal or a death; returns the exit code (0 asked to stop, 1 a service died)."""
+    stop = stop or Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, stop)
+    tasks = {asyncio.create_task(_run(service, stop), name=name): name for name, service in services.items()}
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+        asked = stop.is_set
+        stop.set()
+        _, late = await asyncio.wait(tasks, timeout=grace_seconds)
+        for task in late:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        stopping.cancel()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    failed = False
+    for name, result in zip(tasks.values(), results, strict=True):
+        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+            failed = True
+            print(f"gateway: service {name} died: {type(result).__name__}: {result}", file=sys.stderr)  # noqa: T201
+        elif not asked and result is None:
+            failed = True
+    return 1 if failed else 0
+
+
+async def _run(service: Service, stop: Stop) -> None:
+    await service(stop)
+
+
+def _on_signal(stop: Stop) -> None:
+    if stop.is_set:
+        os._exit(1)
+    stop.set()
+
+
+class _Failpoints:
+    """Reads the arming once; counts passes."""
+
+    def __init__(self, armed: str) -> None:
+        self._name, _, how = armed.partition(":")
+        self._raises = how == "raise"
+        self._left = int(how) if how.isdigit() else 1
+
+    def hit(self, name: str) -> None:
+        if name != self._name:
+            return
+        if self._raises:
+            raise OSError(f"failpoint {name}")
+        self._left -= 1
+        if self._left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+_failpoints = _Failpoints(os.environ["GATEWAY_FAILPOINT"]) if os.environ.get("GATEWAY_FAILPOINT") else None
+
+
+def failpoint(name: str) -> None:
+    """A place where a test may kill this process."""
+    if _failpoints is not None:
+        _failpoints.hit(name)
