@@ -8,25 +8,81 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import hashlib
 import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from gateway.contract.canonical_json import canonical_json, json_problems
 from gateway.errors import InvalidRequest, Problem
-from gateway.mail.addresses import Address, parse_address, parse_mailbox
+from gateway.mail.addresses import Address, parse_address
 from gateway.mail.ids import canonical_uuid, new_id
 
 VERSION = 1
 MAX_INLINE_BYTES = 8 * 1024 * 1024
 MAX_RECIPIENTS = 100
 _TEXT = 1024 * 1024
-_RESERVED_HEADERS = frozenset(
-    "from sender to cc bcc subject date message-id reply-to return-path received mime-version auto-submitted "
-    "dkim-signature authentication-results list-unsubscribe list-unsubscribe-post delivered-to errors-to".split()
-)
-_HEADER_NAME_CHARACTERS = frozenset(map(chr, range(33, 127))) - {":"}
+_SET_BY_US = """from sender to cc bcc subject date message-id reply-to return-path received mime-version auto-submitted
+    dkim-signature authentication-results list-unsubscribe list-unsubscribe-post delivered-to errors-to apparently-to
+    precedence"""
+_RESERVED_HEADERS = frozenset(_SET_BY_US.split())
+_HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,75}")
+_DECEIVING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _address_text(value: str) -> str:
+    parse_address(value)
+    return value
+
+
+def _one_line(value: str) -> str:
+    if any(unicodedata.category(character) in {"Cc", "Zl", "Zp", "Cs"} for character in value):
+        raise ValueError("contains a control character or line break")
+    return value
+
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("contains a NUL character")
+    return value
+
+
+def _file_name(value: str) -> str:
+    _one_line(value)
+    if value in {".", ".."} or "/" in value or "\\" in value or _DECEIVING & set(value):
+        raise ValueError("must be a plain file name without path or direction characters")
+    return value
+
+
+def _header_name(value: str) -> str:
+    if not _HEADER_NAME.fullmatch(value):
+        raise ValueError("is not a header name of letters, digits and hyphens")
+    if value.lower() in _RESERVED_HEADERS or value.lower().startswith(("content-", "resent-")):
+        raise ValueError("is set by the gateway")
+    return value
+
+
+AddressText = Annotated[str, Field(max_length=1000), AfterValidator(_address_text)]
+OneLine = Annotated[str, AfterValidator(_one_line)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderText = Annotated[str, Field(max_length=2000), AfterValidator(_one_line)]
+BodyText = Annotated[str, Field(max_length=_TEXT), AfterValidator(_without_nul)]
 
 
 class _Strict(BaseModel):
@@ -36,20 +92,13 @@ class _Strict(BaseModel):
 class Attachment(_Strict):
     """A file to attach: inline base64 `data`, or the `blob` digest of one uploaded before."""
 
-    filename: Annotated[str, Field(min_length=1, max_length=255)]
+    filename: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_file_name)]
     content_type: Annotated[str, Field(pattern=r"^[a-zA-Z0-9!#$&^_.+-]{1,100}/[a-zA-Z0-9!#$&^_.+-]{1,100}$")] = (
         "application/octet-stream"
     )
     data: str | None = None
     blob: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     inline: bool = False
-
-    @field_validator("filename")
-    @classmethod
-    def _filename_is_one_name(cls, value: str) -> str:
-        if any(ord(c) < 32 or ord(c) == 127 for c in value) or value in {".", ".."} or "/" in value or "\\" in value:
-            raise ValueError("must be a plain file name without path or control characters")
-        return value
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Attachment:
@@ -60,7 +109,9 @@ class Attachment(_Strict):
         return self
 
     @classmethod
-    def of(cls, filename: str, octets: bytes, content_type: str = "application/octet-stream", *, inline: bool = False) -> Attachment:
+    def of(
+        cls, filename: str, octets: bytes, content_type: str = "application/octet-stream", *, inline: bool = False
+    ) -> Attachment:
         """Builds an attachment from bytes."""
         return cls(filename=filename, content_type=content_type, data=base64.b64encode(octets).decode(), inline=inline)
 
@@ -75,19 +126,6 @@ class Attachment(_Strict):
         return self.blob or "sha256:" + hashlib.sha256(self.octets()).hexdigest()
 
 
-def _address(value: str) -> str:
-    parse_address(value)
-    return value
-
-
-def _mailbox(value: str) -> str:
-    parse_mailbox(value)
-    return value
-
-
-AddressText = Annotated[str, Field(max_length=1000)]
-
-
 class SendEmail(_Strict):
     """One `email.send` request (see the README for an example)."""
 
@@ -100,12 +138,12 @@ class SendEmail(_Strict):
     from_: AddressText | None = Field(default=None, alias="from")
     reply_to: tuple[AddressText, ...] = ()
     params: dict[str, Any] = Field(default_factory=dict)
-    subject: Annotated[str, Field(max_length=2000)] | None = None
-    text: Annotated[str, Field(max_length=_TEXT)] | None = None
-    html: Annotated[str, Field(max_length=_TEXT)] | None = None
+    subject: HeaderText | None = None
+    text: BodyText | None = None
+    html: BodyText | None = None
     locale: Annotated[str, Field(pattern=r"^[A-Za-z]{2,3}([_-][A-Za-z0-9]{2,8})*$")] | None = None
     attachments: Annotated[tuple[Attachment, ...], Field(max_length=100)] = ()
-    headers: Annotated[dict[str, str], Field(max_length=50)] = Field(default_factory=dict)
+    headers: Annotated[dict[HeaderName, HeaderText], Field(max_length=50)] = Field(default_factory=dict)
     stream: Literal["urgent", "normal", "bulk"] | None = None
     serial_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     send_at: AwareDatetime | None = None
@@ -121,53 +159,21 @@ class SendEmail(_Strict):
     def _id_is_a_uuid(cls, value: str) -> str:
         return canonical_uuid(value)
 
-    @field_validator("to", "cc", "bcc", "reply_to", "notify")
+    @model_validator(mode="wrap")
     @classmethod
-    def _addresses_are_strict(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for index, value in enumerate(values):
-            try:
-                parse_address(value)
-            except ValueError as error:
-                raise ValueError(f"[{index}] {error}") from None
-        return values
-
-    @field_validator("from_")
-    @classmethod
-    def _from_is_strict(cls, value: str | None) -> str | None:
-        return value if value is None else _address(value)
-
-    @field_validator("headers")
-    @classmethod
-    def _headers_are_safe(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not name or len(name) > 76 or not set(name) <= _HEADER_NAME_CHARACTERS:
-                raise ValueError(f"{name!r} is not a header name")
-            if name.lower() in _RESERVED_HEADERS or name.lower().startswith(("content-", "resent-")):
-                raise ValueError(f"{name} is set by the gateway")
-            if len(text) > 2000 or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
-                raise ValueError(f"{name}: control characters or more than 2000 characters")
-        return value
-
-    @model_validator(mode="after")
-    def _hangs_together(self) -> SendEmail:
-        recipients = self.recipients()
-        if not recipients:
-            raise ValueError("to: at least one recipient is needed in to, cc or bcc")
-        if len(recipients) > MAX_RECIPIENTS:
-            raise ValueError(f"to: {len(recipients)} recipients, at most {MAX_RECIPIENTS} an email")
-        if (self.template is None) == (self.subject is None):
-            raise ValueError("template: give either template and params, or subject and text")
-        if self.template is None and self.text is None:
-            raise ValueError("text: needed when there is no template")
-        if self.template is not None and (self.text is not None or self.html is not None):
-            raise ValueError("text: not together with template")
-        inline = sum(len(item.data or "") for item in self.attachments) * 3 // 4
-        if inline > MAX_INLINE_BYTES:
-            raise ValueError(f"attachments: {inline} bytes inline, at most {MAX_INLINE_BYTES}; upload a blob instead")
-        return self
+    def _tells_every_problem(cls, given: Any, handler: ModelWrapValidatorHandler[SendEmail]) -> SendEmail:
+        """What no single field can see is checked beside the fields, so that one answer names every mistake."""
+        apart = list(_problems_between_fields(given)) if isinstance(given, Mapping) else []
+        try:
+            request = handler(given)
+        except ValidationError as error:
+            apart = [*map(_as_details, error.errors(include_url=False)), *apart]
+        if apart:
+            raise ValidationError.from_exception_data("email.send", apart)
+        return request
 
     def recipients(self) -> list[str]:
-        """The envelope's recipients, to, cc and bcc in this order, each once (compared with the domain in lower case)."""
+        """The envelope's recipients, to, cc and bcc in this order, each once (compared by `Address.key`)."""
         found: dict[str, str] = {}
         for text in (*self.to, *self.cc, *self.bcc):
             address = parse_address(text)
@@ -179,18 +185,68 @@ class SendEmail(_Strict):
 
     def to_json(self) -> bytes:
         """The JSON an app would publish: only the keys given."""
-        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"version": self.version, "id": self.id}
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        data |= {"version": self.version, "id": self.id}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
     def content_hash(self) -> str:
         """The digest that tells the same request from another: RFC 8785 form of the keys given, without the id."""
-        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"id"})
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"id", "attachments"})
         if self.attachments:
             data["attachments"] = [
-                item.model_dump(mode="json", exclude={"data", "blob"}) | {"digest": item.digest()} for item in self.attachments
+                item.model_dump(mode="json", exclude={"data", "blob"}) | {"digest": item.digest()}
+                for item in self.attachments
             ]
-        canonical = json.dumps(data, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def _problems_between_fields(given: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    template, subject, text = (given.get(key) for key in ("template", "subject", "text"))
+    fields = [given.get(field) or () for field in ("to", "cc", "bcc")]
+    recipients = {str(item) for field in fields for item in _items(field)}
+    if not any(fields):
+        yield _details(("to",), "at least one recipient is needed in to, cc or bcc")
+    if len(recipients) > MAX_RECIPIENTS:
+        yield _details(("to",), f"{len(recipients)} recipients, at most {MAX_RECIPIENTS} an email")
+    if template is None and subject is None:
+        yield _details(("template",), "missing: give either template and params, or subject and text")
+    elif template is None and text is None:
+        yield _details(("text",), "needed when there is no template")
+    if template is not None:
+        together = [key for key in ("subject", "text", "html") if given.get(key) is not None]
+        yield from (_details((key,), "not together with template") for key in together)
+    inline = sum(map(_inline_bytes, _items(given.get("attachments"))))
+    if inline > MAX_INLINE_BYTES:
+        yield _details(("attachments",), f"{inline} bytes inline, at most {MAX_INLINE_BYTES}; upload a blob instead")
+    for path, message in json_problems(given.get("params") or {}):
+        yield _details(("params", *path), message)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _inline_bytes(item: Any) -> int:
+    data = item.get("data") if isinstance(item, Mapping) else getattr(item, "data", None)
+    return len(data) * 3 // 4 if isinstance(data, str) else 0
+
+
+def _details(loc: tuple[str | int, ...], message: str) -> InitErrorDetails:
+    error = PydanticCustomError("contract", "{message}", {"message": message})
+    return InitErrorDetails(type=error, loc=loc, input=None)
+
+
+def _as_details(item: Any) -> InitErrorDetails:
+    message = str(item["msg"]).removeprefix("Value error, ").replace("a valid tuple", "a list")
+    if item["type"] == "extra_forbidden":
+        message = "unknown key" + _nearest(str(item["loc"][-1]), of_attachment=len(item["loc"]) > 1)
+    return _details(item["loc"], message)
+
+
+def _nearest(key: str, *, of_attachment: bool) -> str:
+    fields = (Attachment if of_attachment else SendEmail).model_fields
+    near = difflib.get_close_matches(key, [field.alias or name for name, field in fields.items()], n=1)
+    return f", perhaps {near[0]}?" if near else ""
 
 
 def parse_send_email(body: bytes | str | dict[str, Any]) -> SendEmail:
@@ -200,13 +256,11 @@ def parse_send_email(body: bytes | str | dict[str, Any]) -> SendEmail:
             return SendEmail.model_validate(body)
         return SendEmail.model_validate_json(body)
     except ValidationError as error:
-        raise InvalidRequest([_problem(item) for item in error.errors(include_url=False, include_input=False)]) from None
+        found = error.errors(include_url=False, include_input=False)
+        raise InvalidRequest([Problem(_path(item["loc"]), item["msg"]) for item in found]) from None
 
 
-def _problem(item: Any) -> Problem:
-    path = ".".join(str(part) for part in item["loc"])
-    message = str(item["msg"]).removeprefix("Value error, ")
-    head, _, rest = message.partition(": ")
-    if not path and rest and head.isidentifier():
-        path, message = head, rest
-    return Problem(path or "(request)", message)
+def _path(loc: tuple[str | int, ...]) -> str:
+    """`to[0]`, `params.number`: the way an app would write it."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc if step != "[key]"]
+    return "".join(steps).removeprefix(".") or "(request)"

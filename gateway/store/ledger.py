@@ -1,7 +1,7 @@
 """The ledger contract: what outbound work asks of the store.  The ledger is the truth, the queue its clock.
 
 A row per (email, recipient) holds its disposition, its journal and the ticket that will next work it.  Journal of one
-attempt: `claim` → `record_dot_sent` → one of `record_relayed | record_delayed | record_failed`.
+attempt: `claim` → `record_dot_sent` → one of `record_relayed | record_delayed | record_failed | record_unknown`.
 Promises:
   * every verb is one transaction: row, timeline line and outbox event together, or nothing;
   * every verb that takes a Claim says `WHERE claim_token = ?` and raises ClaimLost when no row changed;
@@ -123,8 +123,19 @@ class Ledger(Protocol):
 
     async def record_failed(self, claim: Claim, *, relay: str, reply: Reply, reason: str) -> None: ...
 
+    async def record_unknown(self, claim: Claim, *, relay: str, reason: str, ticket_id: str) -> RecipientRecord:
+        """The dot went out and no reply came: `unknown` now, not only when the claim runs out; returns the row.
+
+        `next_attempt_at` is set `unknown_wait` ahead where on_unknown is `resend`, to None where it is `hold`;
+        `ticket_id` names the ticket that works the row then.
+        """
+        ...
+
     async def release_claim(self, claim: Claim) -> None:
-        """Gives the claim back without an attempt (drain, lost relay before MAIL): the row is due again at once."""
+        """Gives the claim back without an attempt (drain, a fault of the relay): the row is due again at once.
+
+        Also after `record_dot_sent` where the dot provably did no harm (never written, or answered 421).
+        """
         ...
 
     async def record_held(self, email_id: str, *, reason: str) -> int:

@@ -1,0 +1,441 @@
+"""The composition root: reads top to bottom, from settings to a running gateway.  The only place that knows everybody.
+
+`start` runs the services named (none: all of them) until a signal; the `open_*` functions are for commands, which need
+only some parts.  Promise: nothing listens before the queue is open, nothing is leased before
+the store is; stop closes the doors first, then stops leasing, then lets work under way finish.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.client import Client, open_broker
+from gateway.errors import Problem, SettingsError
+from gateway.maillog import MailLog
+from gateway.runtime import Service, Stop, serve, utc_now
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.cage import Cage
+    from gateway.outbound.relay import RelayPool
+    from gateway.outbound.templates import TemplateSet
+    from gateway.queue.broker import Broker
+    from gateway.queue.ladder import Ladder
+    from gateway.store.blobs import FileBlobStore
+    from gateway.store.database import Database
+    from gateway.store.emails import DatabaseLedger
+    from gateway.store.mails import Mails
+
+SERVICES = ("smtp", "ingest", "send", "events", "web", "sweep")
+SHIPPED_TEMPLATES = (Path(__file__).parent / "shipped_templates", Path(__file__).parent.parent / "templates")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """The open store: the database with the verbs that speak to it, and the blobs."""
+
+    database: Database
+    blobs: FileBlobStore
+    ledger: DatabaseLedger
+    mails: Mails
+
+
+def start(settings: Settings, names: Sequence[str] = (), *, extra: Service | None = None) -> int:
+    """Runs the gateway; returns the exit code."""
+    import uvloop
+
+    unknown = set(names) - set(SERVICES)
+    if unknown:
+        raise SettingsError([Problem("run", f"no service {sorted(unknown)[0]!r}; there are {', '.join(SERVICES)}")])
+    return uvloop.run(_serve(settings, tuple(names) or SERVICES, extra))
+
+
+async def _serve(settings: Settings, names: Sequence[str], extra: Service | None) -> int:
+    log = MailLog()
+    parts = _Parts(settings, log)
+    check_values(settings)
+    async with AsyncExitStack() as stack:
+        services: dict[str, Service] = {}
+        for name in names:
+            services[name] = await _BUILDERS[name](parts, stack)
+        if extra is not None:
+            services["demo"] = extra
+        log.service("gateway", "serving", services=" ".join(names), pid=os.getpid())
+        code = await serve(services, grace_seconds=settings.limits.grace)
+        log.service("gateway", "stopped", code=code)
+    return code
+
+
+class _Parts:
+    """What services share, each opened at its first use and closed by the stack in the reverse order."""
+
+    def __init__(self, settings: Settings, log: MailLog) -> None:
+        self.settings = settings
+        self.log = log
+        self._open: dict[str, Any] = {}
+
+    async def queue(self, stack: AsyncExitStack) -> Broker:
+        return await self._once("queue", stack, lambda: open_queue(self.settings))
+
+    async def store(self, stack: AsyncExitStack) -> Store:
+        return await self._once("store", stack, lambda: open_store(self.settings))
+
+    async def cage(self, stack: AsyncExitStack) -> Cage:
+        return await self._once("cage", stack, lambda: open_cage(self.settings))
+
+    def templates(self) -> TemplateSet:
+        if "templates" not in self._open:
+            self._open["templates"] = open_templates(self.settings)
+        templates: TemplateSet = self._open["templates"]
+        return templates
+
+    async def pool(self, stack: AsyncExitStack) -> RelayPool:
+        return await self._once("pool", stack, lambda: _pool(self.settings, self.log))
+
+    async def _once(self, name: str, stack: AsyncExitStack, build: Callable[[], Any]) -> Any:
+        if name not in self._open:
+            self._open[name] = await stack.enter_async_context(build())
+        return self._open[name]
+
+
+# The services: each builder opens what it needs and returns the loop that `serve` runs.
+
+
+async def _build_smtp(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.intake import Intake
+    from gateway.inbound.smtp_door import DoorLimits, SmtpDoor
+
+    settings = parts.settings
+    intake = Intake(
+        router(settings),
+        await parts.queue(stack),
+        open_blobs(settings),
+        data_dir=settings.data_dir,
+        min_free_bytes=settings.min_free_bytes,
+        clock=utc_now,
+        log=parts.log,
+    )
+    limits = DoorLimits(
+        mail_bytes=settings.limits.mail_bytes,
+        recipients=settings.limits.recipients,
+        connections_per_client=settings.limits.connections_per_client,
+        idle_seconds=settings.limits.idle,
+    )
+    door = SmtpDoor(intake, listen=settings.smtp_listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    with _naming_the_key("smtp_listen", settings.smtp_listen):
+        await door.start()
+    return door.serve
+
+
+async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.ingest import Ingest
+    from gateway.queue.ticket import MAIL_INBOUND
+
+    broker, store, cage = await parts.queue(stack), await parts.store(stack), await parts.cage(stack)
+    ingest = Ingest(
+        mails=store.mails,
+        blobs=store.blobs,
+        cage=cage,
+        router=router(parts.settings),
+        mailboxes=mailboxes(parts.settings),
+        publish=broker.publish,
+        ladder=ladder(parts.settings),
+        log=parts.log,
+        clock=utc_now,
+    )
+    return _worker(parts, broker, {MAIL_INBOUND: 3}, ingest.handle, parts.settings.limits.ingest_concurrency)
+
+
+async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.outbound.deliver import Deliver
+    from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_URGENT
+
+    settings = parts.settings
+    broker, store, pool = await parts.queue(stack), await parts.store(stack), await parts.pool(stack)
+    deliver = Deliver(
+        ledger=store.ledger,
+        pool=pool,
+        cage=await parts.cage(stack),
+        templates=parts.templates(),
+        blobs=store.blobs,
+        publish=broker.publish,
+        answer=broker.answer,
+        ladder=ladder(settings),
+        clock=utc_now,
+        log=parts.log,
+        mail_from=settings.mail_from,
+        claim_seconds=settings.limits.claim,
+    )
+    weights = {EMAIL_SEND_URGENT: 8, EMAIL_SEND: 4, EMAIL_SEND_BULK: 2}
+    return _worker(parts, broker, weights, deliver.handle, settings.limits.send_concurrency, gate=pool.wait_usable)
+
+
+def _worker(
+    parts: _Parts, broker: Broker, weights: Mapping[str, int], handle: Any, concurrency: int, gate: Any = None
+) -> Service:
+    """A worker on some queues and their retry queues; a retry queue weighs half of its fresh one."""
+    from gateway.queue.ticket import retry_queue
+    from gateway.queue.worker import work
+
+    queues = {name: weight * 2 for name, weight in weights.items()}
+    queues |= {retry_queue(name): weight for name, weight in weights.items()}
+    return functools.partial(
+        _with_stop,
+        work,
+        broker,
+        queues=queues,
+        handlers=dict.fromkeys(weights, handle),
+        concurrency=concurrency,
+        ladder=ladder(parts.settings),
+        clock=utc_now,
+        observer=parts.log,
+        handler_seconds=parts.settings.limits.handler,
+        grace_seconds=parts.settings.limits.grace,
+        gate=gate,
+    )
+
+
+async def _with_stop(loop: Any, broker: Broker, stop: Stop, **values: Any) -> None:
+    await loop(broker, stop=stop, **values)
+
+
+async def _build_events(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.events import relay_events
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+
+    async def service(stop: Stop) -> None:
+        await relay_events(store.database, broker, stop=stop)
+
+    return service
+
+
+async def _build_sweep(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.watch.sweeper import sweep
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+
+    async def service(stop: Stop) -> None:
+        await sweep(store.ledger, broker, stop=stop, clock=utc_now)
+
+    return service
+
+
+async def _build_web(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.web.api import create_api, serve_api
+
+    settings = parts.settings
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    listener = _listen("web_listen", settings.web_listen)
+    stack.callback(listener.close)
+    client = await stack.enter_async_context(Client(broker=broker))
+    templates = parts.templates()
+
+    async def readiness() -> list[str]:
+        await broker.depths()
+        return []
+
+    api = create_api(
+        submit=client,
+        check=lambda email: list(templates.problems(email.template, email.params)) if email.template else [],
+        story=store.ledger.story,
+        readiness=readiness,
+    )
+
+    async def service(stop: Stop) -> None:
+        await serve_api(api, listener, stop, grace_seconds=settings.limits.grace)
+
+    return service
+
+
+_BUILDERS = {
+    "smtp": _build_smtp,
+    "ingest": _build_ingest,
+    "send": _build_send,
+    "events": _build_events,
+    "web": _build_web,
+    "sweep": _build_sweep,
+}
+
+
+# What the parts are made of.
+
+
+def check_values(settings: Settings) -> None:
+    """Finds what only the parts themselves can judge: ladder, relay URLs, mailboxes, engine URLs."""
+    problems: list[Problem] = []
+    checks: list[tuple[str, Callable[[], Any]]] = [
+        ("retry_ladder", lambda: ladder(settings)),
+        ("mailboxes", lambda: mailboxes(settings)),
+        ("mailboxes", lambda: router(settings)),
+        ("mail_from", lambda: _mailbox(settings.mail_from)),
+        ("blobs_url", lambda: _blobs_folder(settings)),
+    ]
+    checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
+    for key, check in checks:
+        try:
+            check()
+        except SettingsError as error:
+            problems += error.problems
+        except ValueError as error:
+            problems.append(Problem(key, str(error)))
+    if settings.templates_dir is not None and not settings.templates_dir.is_dir():
+        problems.append(Problem("templates_dir", f"{settings.templates_dir} is not a folder"))
+    if problems:
+        raise SettingsError(problems)
+
+
+def _mailbox(text: str) -> str:
+    from gateway.mail.addresses import parse_mailbox
+
+    return parse_mailbox(text)
+
+
+def relay_spec(table: Any) -> Any:
+    from gateway.outbound.relay import parse_relay_url
+
+    return parse_relay_url(
+        table.url, weight=table.weight, streams=tuple(table.streams), sender_domains=tuple(table.sender_domains)
+    )
+
+
+def ladder(settings: Settings) -> Ladder:
+    from gateway.queue.ladder import Ladder
+
+    return Ladder.parse(settings.retry_ladder)
+
+
+def router(settings: Settings) -> Any:
+    """The routes of the settings; postmaster@ and abuse@ are the router's own."""
+    from gateway.inbound.router import MailboxRoute, Router
+
+    routes = [MailboxRoute(address=item.address, kind=item.kind) for item in settings.mailboxes]
+    return Router(routes, domains=settings.domains)
+
+
+def mailboxes(settings: Settings) -> dict[str, Any]:
+    """The mailbox behind each kind: shipped ones, or a plug-in named `package.module:Class`."""
+    from importlib import import_module
+
+    from gateway.inbound.mailboxes.postmaster import Postmaster
+    from gateway.inbound.mailboxes.posts import Posts
+
+    found: dict[str, Any] = {"posts": Posts(), "postmaster": Postmaster()}
+    for item in settings.mailboxes:
+        if item.kind in found:
+            continue
+        module, colon, name = item.kind.partition(":")
+        if not colon:
+            known = ", ".join(sorted(found))
+            raise ValueError(f"{item.address}: no kind {item.kind!r}; there are {known}, or package.module:Class")
+        try:
+            found[item.kind] = getattr(import_module(module), name)()
+        except Exception as error:
+            # a plug-in's import may raise anything; whatever it is, the settings named something unusable
+            raise ValueError(
+                f"{item.address}: {item.kind} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+    return found
+
+
+def open_queue(settings: Settings) -> Any:
+    """The queue engine of the settings, as an async context manager."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return open_broker(settings.queue_url)
+
+
+def _blobs_folder(settings: Settings) -> Path:
+    if not settings.blobs_url.startswith("file:///"):
+        raise ValueError(f"{settings.blobs_url.split('://')[0]!r} is not file:///PATH, the store this version has")
+    return Path(settings.blobs_url.removeprefix("file://"))
+
+
+def open_blobs(settings: Settings) -> FileBlobStore:
+    from gateway.store.blobs import FileBlobStore
+
+    return FileBlobStore(_blobs_folder(settings))
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store, migrated to this version's schema."""
+    from gateway.store.database import open_database
+    from gateway.store.emails import DatabaseLedger
+    from gateway.store.mails import Mails
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    blobs = open_blobs(settings)
+    database = await open_database(settings.database_url)
+    try:
+        ledger_ = DatabaseLedger(
+            database,
+            blobs=blobs,
+            clock=utc_now,
+            hostname=settings.hostname,
+            unknown_wait_seconds=settings.unknown_wait,
+            return_path=settings.mail_from,
+        )
+        mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
+        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails)
+    finally:
+        await database.close()
+
+
+def open_templates(settings: Settings) -> TemplateSet:
+    """The settings' templates first, the shipped ones behind them."""
+    from gateway.outbound.templates import TemplateSet
+
+    own = [settings.templates_dir] if settings.templates_dir else []
+    return TemplateSet([*own, *(folder for folder in SHIPPED_TEMPLATES if folder.is_dir())])
+
+
+def open_cage(settings: Settings) -> Cage:
+    from gateway.cage import Cage
+
+    return Cage(
+        children=settings.limits.cage_children, preload=("gateway.outbound.render", "gateway.mail.parse.fallback")
+    )
+
+
+def _pool(settings: Settings, log: MailLog) -> RelayPool:
+    from gateway.outbound.relay import RelayPool
+
+    return RelayPool(
+        [relay_spec(item) for item in settings.relays],
+        hostname=settings.hostname,
+        captured_dir=settings.data_dir / "captured",
+        log=log,
+        clock=utc_now,
+        reply_seconds=settings.limits.reply_wait,
+    )
+
+
+def _listen(key: str, text: str) -> socket.socket:
+    """A listening TCP socket; a busy port is a settings problem, told with its key."""
+    host, _, port = text.rpartition(":")
+    with _naming_the_key(key, text):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=1024)
+
+
+class _naming_the_key:
+    """Turns a fault of listening into a settings problem."""
+
+    def __init__(self, key: str, text: str) -> None:
+        self._key, self._text = key, text
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+            text = f"{self._text}: {why}; another gateway? change {self._key} or end the other one"
+            raise SettingsError([Problem(self._key, text)]) from None

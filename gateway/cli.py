@@ -1,0 +1,345 @@
+"""The command `gateway`: thin words over `commands`; data on stdout, all else on stderr, one clear line for every failure.
+
+Exit codes: 0 done, 1 no (not found, not balanced), 2 usage or settings, 75 try again later.
+Heavy modules are imported inside the commands: `gateway --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.errors import GatewayError, InvalidRequest, Problem, SettingsError, TransientFailure
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
+
+cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
+templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+cli.add_typer(dead, name="dead")
+cli.add_typer(templates, name="templates")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Context = typer.Context
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = cli(standalone_mode=False)
+    except SettingsError as error:
+        code = _fail(EXIT_USAGE, error.problems)
+    except InvalidRequest as error:
+        code = _fail(EXIT_USAGE, error.problems)
+    except typer.TyperException as error:
+        code = _fail(EXIT_USAGE, [Problem("", f"{error.format_message()} (see gateway --help)")])
+    except TransientFailure as error:
+        code = _fail(EXIT_LATER, [Problem("", f"{error}; try again later")])
+    except GatewayError as error:
+        code = _fail(EXIT_NO, [Problem("", str(error))])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = EXIT_NO
+    except OSError as error:
+        code = _fail(EXIT_LATER, [Problem("", str(error))])
+    except (KeyboardInterrupt, typer.Abort):
+        code = 128 + signal.SIGINT
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(code: int, problems: Sequence[Problem]) -> int:
+    for item in problems:
+        print(f"gateway: {' '.join(str(item).split())}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _no(text: str) -> typer.Exit:
+    return typer.Exit(_fail(EXIT_NO, [Problem("", text)]))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+@cli.callback()
+def options(
+    context: Context,
+    config: Annotated[Path | None, typer.Option(help="The settings file (default: gateway.toml here).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, over every other place.")] = None,
+) -> None:
+    """The mail room of a company's applications: email out, mail in, nothing lost, everything explained."""
+    context.obj = (config, tuple(set_ or ()))
+
+
+def _settings(context: Context) -> Settings:
+    from gateway import settings
+
+    config, overrides = context.obj
+    return settings.load(config=config, overrides=overrides)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+@cli.command()
+def run(
+    context: Context,
+    services: Annotated[list[str] | None, typer.Argument(help="smtp ingest send events web sweep; none: all.")] = None,
+    demo: Annotated[bool, typer.Option(help="On a new data_dir, show the gateway at work first.")] = False,
+) -> None:
+    """Starts the gateway (or only the services named) and serves until Ctrl-C."""
+    from gateway import app, commands
+
+    settings = _settings(context)
+    extra = None
+    if demo and not services and commands.is_new(settings):
+        extra = app_demo(settings)
+    raise typer.Exit(app.start(settings, services or (), extra=extra))
+
+
+def app_demo(settings: Settings) -> Any:
+    """The demo as a service beside the others."""
+    from gateway import demo
+
+    async def service(stop: Any) -> None:
+        await demo.demonstrate(settings)
+        demo.introduce(settings)
+        await stop.wait()
+
+    return service
+
+
+@cli.command()
+def demo(context: Context) -> None:
+    """Shows the running gateway at work: email out, mail in, what became of each."""
+    from gateway import demo as demo_
+
+    _run(demo_.demonstrate(_settings(context)))
+
+
+@cli.command()
+def send(
+    context: Context,
+    template: str,
+    to: Annotated[list[str], typer.Option(help="A recipient; repeat for more.")],
+    param: Annotated[list[str] | None, typer.Option(help="key=text, or key:=JSON.")] = None,
+    params: Annotated[str | None, typer.Option(help="A JSON file of params; - is stdin.")] = None,
+    attach: Annotated[list[Path] | None, typer.Option(help="A file to attach.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="The email's UUID: the idempotency key.")] = None,
+    stream: Annotated[str | None, typer.Option(help="urgent, normal or bulk.")] = None,
+) -> None:
+    """Queues one email and prints its id."""
+    from gateway import commands
+
+    fields: dict[str, Any] = {"params": _params(params, param or ())}
+    fields |= {key: value for key, value in (("id", id_), ("stream", stream)) if value is not None}
+    print(_run(commands.send(_settings(context), template, to, attach or (), fields)))  # noqa: T201
+
+
+def _params(source: str | None, words: Sequence[str]) -> dict[str, Any]:
+    """The params of --params and --param together; the words win."""
+    found: dict[str, Any] = {}
+    if source is not None:
+        try:
+            found = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidRequest([Problem("--params", f"{source}: {error}")]) from None
+        if not isinstance(found, dict):
+            raise InvalidRequest([Problem("--params", f"{source} is not a JSON object")])
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.rstrip(":"):
+            raise InvalidRequest([Problem(f"--param {word}", "is not key=text or key:=JSON")])
+        try:
+            found[key.removesuffix(":")] = json.loads(text) if key.endswith(":") else text
+        except ValueError as error:
+            raise InvalidRequest([Problem(f"--param {word}", f"is not JSON: {error}")]) from None
+    return found
+
+
+@cli.command()
+def show(context: Context, item: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Tells the whole story of one mail, email or post."""
+    from gateway import commands, tables
+
+    found = _run(commands.show(_settings(context), item))
+    if not found:
+        raise _no(f"nothing is known of {item}")
+    if len(found) > 1:
+        raise _no(f"{item} is not unique: {', '.join(sorted(found))}")
+    tables.print_object(next(iter(found.values())), as_json=as_json)
+
+
+def _list(context: Context, kind: str, columns: Sequence[str], filters: dict[str, Any], as_json: bool) -> None:
+    from gateway import commands, tables
+
+    rows = _run(
+        commands.rows(_settings(context), kind, {key: value for key, value in filters.items() if value is not None})
+    )
+    if not tables.print_rows(rows, columns, as_json=as_json):
+        _note(f"no {kind}")
+
+
+@cli.command()
+def emails(
+    context: Context,
+    disposition: Annotated[str | None, typer.Option()] = None,
+    recipient: Annotated[str | None, typer.Option()] = None,
+    id_: Annotated[str | None, typer.Option("--id")] = None,
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists emails, one line per recipient, oldest first."""
+    columns = ["id", "recipient", "disposition", "template", "attempts", "relay", "reply", "next_attempt_at"]
+    filters = {"disposition": disposition, "recipient": recipient, "id": id_, "limit": limit}
+    _list(context, "emails", columns, filters, as_json)
+
+
+@cli.command()
+def mails(
+    context: Context,
+    disposition: Annotated[str | None, typer.Option()] = None,
+    rcpt_to: Annotated[str | None, typer.Option()] = None,
+    id_: Annotated[str | None, typer.Option("--id")] = None,
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists mails, one line per recipient, oldest first."""
+    columns = ["id", "received_at", "mail_from", "rcpt_to", "mailbox", "disposition", "reason", "size", "subject"]
+    filters = {"disposition": disposition, "rcpt_to": rcpt_to, "id": id_, "limit": limit}
+    _list(context, "mails", columns, filters, as_json)
+
+
+@cli.command()
+def posts(
+    context: Context,
+    mailbox: Annotated[str | None, typer.Option()] = None,
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists posts, oldest first."""
+    _list(
+        context,
+        "posts",
+        ["id", "mailbox", "author", "title", "created_at"],
+        {"mailbox": mailbox, "limit": limit},
+        as_json,
+    )
+
+
+@cli.command()
+def queues(context: Context, as_json: AsJson = False) -> None:
+    """Shows every queue: what is ready, leased, delayed, dead, and how old the oldest ticket is."""
+    _list(context, "queues", ["name", "ready", "leased", "delayed", "dead", "oldest_seconds"], {}, as_json)
+
+
+@cli.command()
+def release(context: Context, email_id: str) -> None:
+    """Lets a held email go on."""
+    from gateway import commands
+
+    count = _run(commands.release(_settings(context), email_id))
+    if not count:
+        raise _no(f"no held recipient of {email_id}")
+    _note(f"{count} released")
+
+
+@cli.command()
+def cancel(context: Context, email_id: str) -> None:
+    """Cancels what is not yet sent of an email."""
+    from gateway import commands
+
+    count = _run(commands.cancel(_settings(context), email_id))
+    if not count:
+        raise _no(f"nothing of {email_id} can be cancelled any more")
+    _note(f"{count} cancelled")
+
+
+@dead.command("list")
+def dead_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists dead letters, oldest first."""
+    _list(context, "dead", ["number", "id", "queue", "died_at", "reason"], {}, as_json)
+
+
+@dead.command("show")
+def dead_show(context: Context, number: str, as_json: AsJson = False) -> None:
+    """Shows one dead letter with its ticket."""
+    from gateway import commands, tables
+
+    found = [row for row in _run(commands.rows(_settings(context), "dead", {"whole": True})) if row["number"] == number]
+    if not found:
+        raise _no(f"no dead letter {number}")
+    tables.print_object(found[0], as_json=as_json)
+
+
+@dead.command("retry")
+def dead_retry(context: Context, number: str) -> None:
+    """Puts a dead letter back into its queue."""
+    from gateway import commands
+
+    if not _run(commands.retry_dead(_settings(context), number)):
+        raise _no(f"no dead letter {number}")
+
+
+@dead.command("drop")
+def dead_drop(context: Context, number: str) -> None:
+    """Throws a dead letter away."""
+    from gateway import commands
+
+    if not _run(commands.drop_dead(_settings(context), number)):
+        raise _no(f"no dead letter {number}")
+
+
+@templates.command("list")
+def templates_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists the templates."""
+    _list(context, "templates", ["name", "folder"], {}, as_json)
+
+
+@templates.command("check")
+def templates_check(context: Context) -> None:
+    """Renders every template with its sample; names what is wrong."""
+    from gateway import commands
+
+    problems = _run(commands.check_templates(_settings(context)))
+    if problems:
+        raise typer.Exit(_fail(EXIT_NO, problems))
+
+
+@cli.command("settings")
+def show_settings(context: Context, as_json: AsJson = False) -> None:
+    """Prints the settings as they come out of all places, secrets masked."""
+    from gateway import tables
+
+    tables.print_object(_settings(context).masked(), as_json=as_json)
+
+
+@cli.command()
+def doctor(context: Context, as_json: AsJson = False) -> None:
+    """Checks what the gateway stands on and says what to do; exit 1 when something is wrong."""
+    from gateway import commands, tables
+
+    findings = _run(commands.doctor(_settings(context)))
+    tables.print_rows([item.as_row() for item in findings], ["level", "what", "finding", "next_step"], as_json=as_json)
+    if any(item.level == "wrong" for item in findings):
+        raise typer.Exit(EXIT_NO)
+
+
+@cli.command()
+def version() -> None:
+    """Prints the version."""
+    from gateway import __version__
+
+    print(__version__)  # noqa: T201

@@ -1,0 +1,247 @@
+"""What apps use to reach the gateway: put `email.send` requests on the queue, hear answers and events.
+
+    async with gateway.connect("sqlite:///var/queue.db") as client:
+        email_id = await client.send("welcome", to="Ann <ann@example.org>", params={"name": "Ann"})
+
+`connect_blocking` is the same for code without an event loop.  The gateway's own commands, pages and notices submit
+through this too: it *is* submit.
+Promise: `send` returns the email's id once the request is durable in the queue; until then it raises (InvalidRequest with
+every problem and its path, or QueueUnavailable: try again with the same id, it is the idempotency key).
+Limit: params are checked here only where the client sees the templates (`templates_dir=`); acceptance checks always.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
+
+from gateway.contract.email_send import Attachment, SendEmail, parse_send_email
+from gateway.errors import InvalidRequest, Problem, SettingsError
+from gateway.mail.ids import new_id
+from gateway.queue.broker import Broker, Done
+from gateway.queue.ticket import STREAM_QUEUES, Ticket
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+T = TypeVar("T")
+ParamsCheck = Callable[[str, dict[str, Any]], Sequence[Problem]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What acceptance said of a request: `accepted`, `rejected` or `conflict`, with the errors."""
+
+    id: str
+    status: str
+    errors: tuple[str, ...] = ()
+
+
+def sqlite_path(url: str) -> Path:
+    """The file a `sqlite:///…` URL names; raises SettingsError for any other URL."""
+    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
+        shown = url.split("@")[-1].split("://")[0]
+        raise SettingsError([Problem("queue_url", f"{shown!r} is not sqlite:///PATH, the engine this version has")])
+    return Path(unquote(url.removeprefix("sqlite:///")))
+
+
+def open_broker(url: str) -> Any:
+    """The queue engine a URL names, not yet open: an async context manager that yields a Broker."""
+    from gateway.queue.sqlite import SqliteBroker
+
+    return SqliteBroker(sqlite_path(url))
+
+
+class Client:
+    """A connection to the queue; open it with `async with`. Safe for concurrent use within its event loop."""
+
+    def __init__(
+        self, url: str = "", *, broker: Broker | None = None, check: ParamsCheck | None = None, app: str = ""
+    ) -> None:
+        self._url = url
+        self._broker = broker
+        self._check = check
+        self._app = app
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Client:
+        if self._broker is None:
+            self._broker = await self._stack.enter_async_context(open_broker(self._url))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def send(
+        self,
+        email: SendEmail | str,
+        /,
+        *,
+        to: str | Iterable[str] = (),
+        attachments: Iterable[Attachment | Path] = (),
+        **fields: Any,
+    ) -> str:
+        """Queues one email, given as a SendEmail or as a template's name and fields; returns its id."""
+        request = self._request(email, to, attachments, fields)
+        await self._open_broker.publish([self._ticket(request)])
+        return request.id
+
+    async def ask(
+        self,
+        email: SendEmail | str,
+        /,
+        *,
+        to: str | Iterable[str] = (),
+        attachments: Iterable[Attachment | Path] = (),
+        timeout_seconds: float = 10,
+        **fields: Any,
+    ) -> Answer:
+        """Queues one email and waits for acceptance's answer; TimeoutError means queued, not yet answered."""
+        request = self._request(email, to, attachments, fields)
+        body = await self._open_broker.ask(self._ticket(request), timeout_seconds=timeout_seconds)
+        data = json.loads(body)
+        return Answer(id=data["id"], status=data["status"], errors=tuple(data.get("errors", ())))
+
+    async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncIterator[dict[str, Any]]:
+        """Yields CloudEvents from the durable subscription `name`; an event is done when the next one is asked for."""
+        queue = await self._open_broker.subscribe(name, patterns)
+        async with self._open_broker.consume({queue: 1}, concurrency=1) as consumer:
+            async for lease in consumer:
+                yield json.loads(lease.ticket.body)
+                await lease.settle(Done())
+
+    @property
+    def _open_broker(self) -> Broker:
+        if self._broker is None:
+            raise RuntimeError("the client is not open: use `async with gateway.connect(url) as client`")
+        return self._broker
+
+    def _request(
+        self,
+        email: SendEmail | str,
+        to: str | Iterable[str],
+        attachments: Iterable[Attachment | Path],
+        fields: dict[str, Any],
+    ) -> SendEmail:
+        if isinstance(email, SendEmail):
+            request = email
+        else:
+            request = build_request(email, to, attachments, fields)
+        if self._check is not None and request.template is not None:
+            problems = self._check(request.template, request.params)
+            if problems:
+                raise InvalidRequest(problems)
+        return request
+
+    def _ticket(self, request: SendEmail) -> Ticket:
+        queue = STREAM_QUEUES[request.stream or "normal"]
+        return Ticket(queue=queue, id=request.id, body=request.to_json(), app=self._app)
+
+
+def build_request(
+    template: str, to: str | Iterable[str], attachments: Iterable[Attachment | Path], fields: dict[str, Any]
+) -> SendEmail:
+    """Makes a SendEmail of a template's name and loose fields; raises InvalidRequest naming every problem."""
+    data = {"from" if key == "from_" else "list" if key == "list_" else key: value for key, value in fields.items()}
+    files = [attachment_from_file(item) if isinstance(item, Path) else item for item in attachments]
+    data |= {"template": template, "to": [to] if isinstance(to, str) else list(to)}
+    if files:
+        data["attachments"] = [item.model_dump(exclude_none=True) for item in files]
+    data.setdefault("id", new_id())
+    return parse_send_email(json.dumps(data, default=_to_json))
+
+
+def attachment_from_file(path: Path) -> Attachment:
+    """Reads a file to attach; its type follows its name."""
+    import mimetypes
+
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    try:
+        return Attachment.of(path.name, path.read_bytes(), kind)
+    except OSError as error:
+        raise InvalidRequest([Problem("attachments", f"{path}: {error.strerror}")]) from None
+
+
+def _to_json(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, SendEmail | Attachment):
+        return value.model_dump(by_alias=True, exclude_none=True)
+    return str(value)
+
+
+class BlockingClient:
+    """The client for code without an event loop: the same calls, each waits. Safe to use from several threads."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway-client", daemon=True)
+
+    def __enter__(self) -> BlockingClient:
+        self._thread.start()
+        try:
+            self._wait(self._client.__aenter__())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait(self._client.__aexit__(None, None, None))
+        finally:
+            self._end()
+
+    def send(self, email: SendEmail | str, /, **fields: Any) -> str:
+        """As Client.send."""
+        return self._wait(self._client.send(email, **fields))
+
+    def ask(self, email: SendEmail | str, /, **fields: Any) -> Answer:
+        """As Client.ask."""
+        return self._wait(self._client.ask(email, **fields))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def connect(url: str = "sqlite:///var/queue.db", *, templates_dir: Path | str | None = None) -> Client:
+    """A client of the queue at `url`; with `templates_dir` params are checked before they are sent."""
+    return Client(url, check=_params_check(templates_dir))
+
+
+def connect_blocking(url: str = "sqlite:///var/queue.db", *, templates_dir: Path | str | None = None) -> BlockingClient:
+    """The blocking form of `connect`, for use with `with`."""
+    return BlockingClient(Client(url, check=_params_check(templates_dir)))
+
+
+def _params_check(templates_dir: Path | str | None) -> ParamsCheck | None:
+    return None if templates_dir is None else _LazyCheck(Path(templates_dir))
+
+
+class _LazyCheck:
+    """Checks params against the schemas of a templates folder, read at the first use."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, template: str, params: dict[str, Any]) -> Sequence[Problem]:
+        from gateway.contract.template_schema import problems_in
+
+        return problems_in(self._folder, template, params)

@@ -1,0 +1,142 @@
+"""What the commands do: each opens what it needs, does one thing, closes.  `cli` words them, `app` builds their parts.
+
+A look makes no files: where nothing was ever stored there is nothing to list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway import app
+from gateway.app import Store, open_queue, open_store, open_templates
+from gateway.client import Client, sqlite_path
+from gateway.errors import Problem
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.queue.broker import Broker
+    from gateway.watch.doctor import Finding
+
+
+def is_new(settings: Settings) -> bool:
+    """Whether this data_dir has never been run in."""
+    return not (settings.data_dir / "queue.db").exists()
+
+
+async def send(
+    settings: Settings, template: str, to: Sequence[str], attach: Sequence[Path], fields: Mapping[str, Any]
+) -> str:
+    """Queues one email; its params are checked here first."""
+    async with open_queue(settings) as broker, Client(broker=broker, check=open_templates(settings).problems) as client:
+        return await client.send(template, to=to, attachments=attach, **fields)
+
+
+async def show(settings: Settings, item: str) -> dict[str, dict[str, Any]]:
+    """The stories of every mail, email or post whose id begins with `item`."""
+    async with _existing_store(settings) as store:
+        if store is None:
+            return {}
+        found = {}
+        for kind, subject in await store.mails.find(item):
+            tell = {"email": store.ledger.story, "mail": store.mails.story, "post": store.mails.post_story}[kind]
+            found[subject] = await tell(subject)
+        return {subject: story for subject, story in found.items() if story is not None}
+
+
+async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of one of the lists."""
+    if kind == "templates":
+        return open_templates(settings).rows()
+    if kind in {"queues", "dead"}:
+        if not sqlite_path(settings.queue_url).exists():
+            return []
+        async with open_queue(settings) as broker:
+            return await (_queue_rows(broker) if kind == "queues" else _dead_rows(broker, **filters))
+    async with _existing_store(settings) as store:
+        if store is None:
+            return []
+        lists = {"emails": store.ledger.list_emails, "mails": store.mails.list_mails, "posts": store.mails.list_posts}
+        return list(await lists[kind](**filters))
+
+
+async def _queue_rows(broker: Broker) -> list[dict[str, Any]]:
+    return [asdict(depth) for depth in await broker.depths()]
+
+
+async def _dead_rows(broker: Broker, *, whole: bool = False) -> list[dict[str, Any]]:
+    found = []
+    for item in await broker.dead():
+        row = {
+            "number": item.number,
+            "id": item.ticket.id,
+            "queue": item.queue,
+            "died_at": item.died_at,
+            "reason": item.reason,
+        }
+        if whole:
+            ticket = item.ticket
+            row |= {"attempt": ticket.attempt, "size": len(ticket.body), "content_type": ticket.content_type}
+            row |= {"headers": dict(ticket.headers), "next_step": "gateway dead retry NUMBER, or dead drop NUMBER"}
+        found.append(row)
+    return found
+
+
+async def release(settings: Settings, email_id: str) -> int:
+    """Held recipients of an email go on; the sweeper or a new ticket works them at once."""
+    async with open_store(settings) as store:
+        return await store.ledger.release(email_id)
+
+
+async def cancel(settings: Settings, email_id: str) -> int:
+    async with open_store(settings) as store:
+        return await store.ledger.cancel(email_id)
+
+
+async def retry_dead(settings: Settings, number: str) -> bool:
+    async with open_queue(settings) as broker:
+        done: bool = await broker.retry_dead(number)
+        return done
+
+
+async def drop_dead(settings: Settings, number: str) -> bool:
+    async with open_queue(settings) as broker:
+        done: bool = await broker.drop_dead(number)
+        return done
+
+
+async def check_templates(settings: Settings) -> list[Problem]:
+    """Renders every template with its sample in the cage."""
+    from gateway.outbound.render import check_samples
+
+    async with app.open_cage(settings) as cage:
+        return await check_samples(open_templates(settings), cage)
+
+
+async def doctor(settings: Settings) -> list[Finding]:
+    """Looks at everything the gateway stands on."""
+    from gateway.watch import doctor as look
+
+    app.check_values(settings)
+    findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
+    findings += look.check_relays([str(app.relay_spec(item)) for item in settings.relays])
+    findings += look.check_templates(await check_templates(settings))
+    if sqlite_path(settings.queue_url).exists():
+        async with open_queue(settings) as broker:
+            findings += look.check_queues(await broker.depths())
+        async with open_store(settings):
+            findings.append(look.Finding(level="ok", what="store", finding="opens, schema up to date"))
+    return findings
+
+
+@asynccontextmanager
+async def _existing_store(settings: Settings) -> AsyncIterator[Store | None]:
+    """The store, or None where nothing was ever stored: a look makes no files."""
+    if not sqlite_path(settings.database_url).exists():
+        yield None
+        return
+    async with open_store(settings) as store:
+        yield store

@@ -1,0 +1,39 @@
+"""Parsing: `parse` turns a mail's octets into a ParsedMail without ever reading hostile input in this process.
+
+Flow: guards (searches only) → the cage → `fallback.parse_job` → values.  Raises TooComplex, or what the cage raises:
+JobFailed for a mail that cannot be parsed, OverBudget for one that costs too much; the caller holds such a mail.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gateway.mail.parse.guards import DEFAULT_LIMITS, Limits, TooComplex, check
+from gateway.mail.parse.tree import ParsedAttachment, ParsedMail, Person, from_transport
+
+__all__ = ["Cage", "ParsedAttachment", "ParsedMail", "Person", "TooComplex", "parse"]
+
+_CPU_SECONDS = 2.0
+_CPU_SECONDS_PER_MEGABYTE = 0.1
+
+
+class Cage(Protocol):
+    """Killable work in a warm child process."""
+
+    async def run(
+        self,
+        job: str,
+        request: dict[str, Any],
+        octets: bytes = b"",
+        *,
+        cpu_seconds: float | None = None,
+        wall_seconds: float | None = None,
+    ) -> tuple[dict[str, Any], bytes]: ...
+
+
+async def parse(octets: bytes, cage: Cage, *, limits: Limits | None = None) -> ParsedMail:
+    """Parses one mail in the cage; a large honest mail gets more time than a small bomb."""
+    check(octets, limits or DEFAULT_LIMITS)
+    cpu_seconds = _CPU_SECONDS + _CPU_SECONDS_PER_MEGABYTE * len(octets) / 2**20
+    values, contents = await cage.run("gateway.mail.parse.fallback:parse_job", {}, octets, cpu_seconds=cpu_seconds)
+    return from_transport(values, contents)

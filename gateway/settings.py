@@ -1,0 +1,295 @@
+"""The settings: one table (the models below) is the source of defaults, validation, `gateway settings` and the docs.
+
+Order: command line > environment > secret files > gateway.toml > defaults.  Tables merge, lists replace.
+Environment: GATEWAY_<KEY>, GATEWAY_<SECTION>__<KEY>; lists as JSON or separated by white space.  Relative paths in the
+file start at the file's folder, elsewhere at the working folder.  `load` reports every mistake at once as SettingsError,
+each with its key and the place it came from.  Only `app`, `cli` and `doctor` know settings; all others are handed values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gateway.errors import Problem, SettingsError
+
+ENV_PREFIX = "GATEWAY_"
+_NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_SECRETS_DIR", "GATEWAY_FAILPOINT", "GATEWAY_LOG_FORMAT"})
+_KUBERNETES = re.compile(r"^GATEWAY_(.*_)?(SERVICE_.*|PORT|PORT_.*)$")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_URL_PASSWORD = re.compile(r"(://[^/@\s:]*):[^@\s]*@")
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+        if not match:
+            raise ValueError(f"{value!r} is not a duration such as 30s, 15m, 4h or 7d")
+        return float(match[1]) * _UNITS[match[2] or "s"]
+    return value
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+)\s*([kmg]?)b?\s*", value.lower())
+        if not match:
+            raise ValueError(f"{value!r} is not a size such as 512k, 35m or 1g")
+        return int(match[1]) * _BYTES[match[2]]
+    return value
+
+
+def _listen(value: Any) -> Any:
+    if isinstance(value, str):
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"{value!r} is not HOST:PORT")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Listen = Annotated[str, BeforeValidator(_listen)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RelayTable(_Table):
+    """One relay: `relay_urls` is shorthand for a list of these."""
+
+    url: str
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    streams: tuple[Literal["urgent", "normal", "bulk"], ...] = ()
+    sender_domains: tuple[str, ...] = ()
+
+
+class MailboxTable(_Table):
+    """An address pattern and what becomes of the mail it gets."""
+
+    address: str
+    kind: str
+    who: Literal["anyone"] = "anyone"
+
+
+class LimitsTable(_Table):
+    mail_bytes: Bytes = 35 * 1024 * 1024
+    recipients: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    connections_per_client: Annotated[int, Field(ge=1)] = 50
+    idle: Seconds = 300.0
+    send_concurrency: Annotated[int, Field(ge=1, le=1000)] = 20
+    ingest_concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
+    cage_children: Annotated[int, Field(ge=1, le=64)] = 2
+    claim: Seconds = 60.0
+    grace: Seconds = 20.0
+    reply_wait: Seconds = 600.0
+    handler: Seconds = 900.0
+
+
+class Settings(_Table):
+    """Every key, its default and its meaning."""
+
+    data_dir: Path = Field(Path("var"), description="where queue.db, store.db, blobs/ and captured/ live")
+    queue_url: str = Field("sqlite:///{data_dir}/queue.db", description="the queue")
+    database_url: str = Field("sqlite:///{data_dir}/store.db", description="the store")
+    blobs_url: str = Field("file://{data_dir}/blobs", description="attachments and large mails")
+    relay_urls: tuple[str, ...] = Field(("capture:",), description="where email goes; capture: = files, never sent")
+    relays: tuple[RelayTable, ...] = Field((), description="relays with weight, streams, sender_domains")
+    smtp_listen: Listen = Field("127.0.0.1:2525", description="the SMTP door")
+    web_listen: Listen = Field("127.0.0.1:8025", description="the API")
+    hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
+    mail_from: str = Field("", description="envelope sender and From: of emails that name none")
+    domains: tuple[str, ...] = Field((), description="the domains we take mail for; default: localhost")
+    retry_ladder: str = Field("1m 5m 15m 1h*2 4h*3 12h*9", description="what waits after each unsuccessful attempt")
+    unknown_wait: Seconds = Field(
+        900.0, description="how long an unknown email waits for late news before it is resent"
+    )
+    min_free_bytes: Bytes = Field(256 * 1024 * 1024, description="below this much free disk the doors answer 452")
+    templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
+    mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
+    limits: LimitsTable = LimitsTable()
+
+    def filled(self) -> Settings:
+        """The settings with every derived default in place; paths absolute."""
+        data_dir = self.data_dir.absolute()
+        hostname = self.hostname or _own_name()
+        changes: dict[str, Any] = {"data_dir": data_dir, "hostname": hostname}
+        changes["mail_from"] = self.mail_from or f"gateway@{hostname}"
+        for key in ("queue_url", "database_url", "blobs_url"):
+            changes[key] = getattr(self, key).replace("{data_dir}", str(data_dir))
+        if not self.relays:
+            changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
+        if not self.domains:
+            changes["domains"] = ("localhost",)
+            if not self.mailboxes:
+                changes["mailboxes"] = (MailboxTable(address="posts@localhost", kind="posts"),)
+        return self.model_copy(update=changes)
+
+    def masked(self) -> dict[str, Any]:
+        """What `gateway settings` prints: passwords in URLs replaced by ***."""
+        text = json.dumps(self.model_dump(mode="json"), default=str)
+        masked: dict[str, Any] = json.loads(_URL_PASSWORD.sub(r"\1:***@", text))
+        return masked
+
+
+def load(
+    *,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Reads all places in order; `overrides` are `key=value` words of the command line."""
+    env = os.environ if environment is None else environment
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for place, table in (
+        *_from_file(config, env, problems),
+        *_from_secrets(env, problems),
+        *_from_environment(env, problems),
+        *_from_overrides(overrides, problems),
+    ):
+        _merge(values, table, place, places)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(item, places) for item in error.errors(include_url=False)]
+        raise SettingsError(problems) from None
+    if problems:
+        raise SettingsError(problems)
+    return settings.filled()
+
+
+def _own_name() -> str:
+    name = socket.gethostname()
+    return name if "." in name else "localhost"
+
+
+def _from_file(
+    config: Path | None, env: Mapping[str, str], problems: list[Problem]
+) -> list[tuple[str, dict[str, Any]]]:
+    named = config or (Path(env["GATEWAY_CONFIG"]) if env.get("GATEWAY_CONFIG") else None)
+    path = named or Path("gateway.toml")
+    if not path.exists():
+        if named:
+            problems.append(Problem(str(path), "this settings file does not exist"))
+        return []
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problems.append(Problem(str(path), f"cannot be read: {error}"))
+        return []
+    for key in list(table):
+        if key not in Settings.model_fields:
+            problems.append(Problem(f"{key} ({path})", f"unknown key{_nearest(key)}"))
+            del table[key]
+    for key in ("data_dir", "templates_dir"):
+        if isinstance(table.get(key), str):
+            table[key] = str(path.absolute().parent / table[key])
+    return [(str(path), table)]
+
+
+def _from_secrets(env: Mapping[str, str], problems: list[Problem]) -> list[tuple[str, dict[str, Any]]]:
+    named = env.get("GATEWAY_SECRETS_DIR")
+    folder = Path(named or "/run/secrets")
+    if not folder.is_dir():
+        if named:
+            problems.append(Problem("GATEWAY_SECRETS_DIR", f"{folder} is not a folder"))
+        return []
+    found: list[tuple[str, dict[str, Any]]] = []
+    for path in sorted(folder.glob("gateway_*")):
+        try:
+            found += _assign(path.name.removeprefix("gateway_"), path.read_text().strip(), str(path), problems)
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(Problem(str(path), f"cannot be read: {error}"))
+    return found
+
+
+def _from_environment(env: Mapping[str, str], problems: list[Problem]) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name in sorted(env):
+        if name.startswith(ENV_PREFIX) and name not in _NOT_SETTINGS and not _KUBERNETES.match(name):
+            found += _assign(name.removeprefix(ENV_PREFIX).lower(), env[name], f"environment {name}", problems)
+    return found
+
+
+def _from_overrides(words: Sequence[str], problems: list[Problem]) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            problems.append(Problem(f"--set {word}", "is not KEY=VALUE"))
+            continue
+        found += _assign(key.replace(".", "__"), text, f"--set {key}", problems)
+    return found
+
+
+def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tuple[str, dict[str, Any]]]:
+    """One value given as text: `section__key` reaches into a table."""
+    section, _, inner = key.partition("__")
+    field = Settings.model_fields.get(section)
+    if field is None:
+        problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, environment=place.startswith('env'))}"))
+        return []
+    if inner:
+        if section != "limits" or inner not in LimitsTable.model_fields:
+            known = [f"limits__{name}" for name in LimitsTable.model_fields]
+            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, known)}"))
+            return []
+        return [(place, {section: {inner: text}})]
+    try:
+        return [(place, {section: _structured(section, text)})]
+    except ValueError as error:
+        problems.append(Problem(f"{section} ({place})", f"is not JSON: {error}"))
+        return []
+
+
+def _structured(key: str, text: str) -> Any:
+    """A list or table from text: JSON, or for plain lists words."""
+    annotation = str(Settings.model_fields[key].annotation)
+    if "tuple" not in annotation and key != "limits":
+        return text
+    if text.lstrip().startswith(("[", "{")) or "Table" in annotation:
+        return json.loads(text)
+    return text.split()
+
+
+def _nearest(key: str, known: Sequence[str] = (), *, environment: bool = False) -> str:
+    names = list(known) or [*Settings.model_fields, *(f"limits__{name}" for name in LimitsTable.model_fields)]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if not near:
+        return "; `gateway settings` lists them"
+    return f"; did you mean {ENV_PREFIX + near[0].upper() if environment else near[0]}?"
+
+
+def _merge(
+    values: dict[str, Any], table: Mapping[str, Any], place: str, places: dict[str, str], prefix: str = ""
+) -> None:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key, {}), dict):
+            _merge(values.setdefault(key, {}), value, place, places, f"{prefix}{key}.")
+        else:
+            values[key] = value
+        places[prefix + key] = place
+
+
+def _problem(item: Any, places: Mapping[str, str]) -> Problem:
+    path = ""
+    place = ""
+    for part in item["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        place = places.get(path, place)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "unknown key"
+    return Problem(f"{path} ({place})" if place else path, message)

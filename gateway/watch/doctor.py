@@ -1,0 +1,79 @@
+"""What `gateway doctor` looks at: folders, disk, store, queue, relays, templates; each finding with its next step.
+
+Looks only; changes nothing.  Levels: ok, warning (works, but mind it), wrong (does not work).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gateway.errors import Problem
+from gateway.queue.broker import Depth
+
+OLD_TICKET_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    level: Literal["ok", "warning", "wrong"]
+    what: str
+    finding: str
+    next_step: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_data_dir(folder: Path, min_free_bytes: int) -> list[Finding]:
+    """The folder can be written, its disk has room, and it is no network file system's by its own word."""
+    if not folder.exists():
+        return [Finding(level="ok", what="data_dir", finding=f"{folder} does not exist yet", next_step="`gateway run` makes it")]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [Finding(level="wrong", what="data_dir", finding=f"{folder} cannot be written", next_step="give us the folder")]
+    free = shutil.disk_usage(folder).free
+    if free < min_free_bytes:
+        return [Finding(level="wrong", what="disk", finding=f"{free} bytes free, doors answer 452", next_step="make room")]
+    return [Finding(level="ok", what="data_dir", finding=f"{folder}, {free // 2**20} MiB free")]
+
+
+def check_relays(shown: Sequence[str]) -> list[Finding]:
+    """Capture is for development; unverified certificates are named."""
+    findings = []
+    for relay in shown:
+        if relay.startswith("capture:"):
+            text = "capture: email is written to files and never sent"
+            findings.append(Finding(level="warning", what="relay", finding=text, next_step="set relay_urls to send for real"))
+        elif "verify=no" in relay:
+            text = f"{relay}: its certificate is not verified"
+            findings.append(Finding(level="warning", what="relay", finding=text, next_step="drop verify=no"))
+        else:
+            findings.append(Finding(level="ok", what="relay", finding=relay))
+    return findings
+
+
+def check_queues(depths: Sequence[Depth]) -> list[Finding]:
+    """Dead letters wait for a person; old ready tickets mean nobody works."""
+    findings = []
+    for depth in depths:
+        if depth.dead:
+            step = "gateway dead list; then dead retry or dead drop"
+            findings.append(Finding(level="warning", what=depth.name, finding=f"{depth.dead} dead letters", next_step=step))
+        if depth.ready and (depth.oldest_seconds or 0) > OLD_TICKET_SECONDS:
+            text = f"{depth.ready} ready, the oldest since {depth.oldest_seconds:.0f} s"
+            findings.append(Finding(level="warning", what=depth.name, finding=text, next_step="is `gateway run` running?"))
+    return findings or [Finding(level="ok", what="queues", finding=f"{sum(d.ready for d in depths)} ready, none dead")]
+
+
+def check_templates(problems: Sequence[Problem]) -> list[Finding]:
+    """Templates that do not compile or whose sample breaks their schema."""
+    if not problems:
+        return [Finding(level="ok", what="templates", finding="all render with their samples")]
+    step = "gateway templates check"
+    return [Finding(level="wrong", what="templates", finding=str(problem), next_step=step) for problem in problems]

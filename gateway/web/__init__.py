@@ -1,0 +1,1 @@
+"""The HTTP side: the API for apps (and later the pages)."""
