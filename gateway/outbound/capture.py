@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from gateway.errors import StorageFault
@@ -37,6 +38,8 @@ class Capture:
             await asyncio.to_thread(self._rename, name)
         except OSError as error:
             raise StorageFault(f"cannot capture to {self._folder}: {error}") from error
+        finally:
+            self._drop_rest(name)
         failpoint("relay.dot_sent")
         return Reply(code=250, enhanced_status="2.0.0", text=f"captured as {name}.eml")
 
@@ -55,6 +58,11 @@ class Capture:
         }
         _write_synced(self._folder / f".{name}.json", json.dumps(envelope, ensure_ascii=False, indent=1).encode() + b"\n")
         _write_synced(self._folder / f".{name}.eml", letter.octets)
+
+    def _drop_rest(self, name: str) -> None:
+        for ending in ("json", "eml"):
+            with suppress(OSError):
+                os.unlink(self._folder / f".{name}.{ending}")
 
     def _rename(self, name: str) -> None:
         for ending in ("json", "eml"):

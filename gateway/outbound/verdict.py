@@ -120,12 +120,13 @@ def as_transient(failure: StepFailed) -> Reply:
 
 
 def _speaks_of_the_relay(step: Step, reply: Reply) -> bool:
-    if step is Step.DOT:
-        return reply.code == 421 or _is_quota(reply)
-    return reply.code in _RELAY_CODES or _is_quota(reply)
+    codes = {421} if step is Step.DOT else _RELAY_CODES
+    return reply.code in codes or _is_quota(step, reply)
 
 
-def _is_quota(reply: Reply) -> bool:
+def _is_quota(step: Step, reply: Reply) -> bool:
     if not reply.is_transient or reply.enhanced_status.startswith(_OF_THE_MAILBOX):
         return False
-    return reply.enhanced_status in _SYSTEM_STATUS or bool(_QUOTA.search(reply.text))
+    if reply.enhanced_status in _SYSTEM_STATUS:
+        return True
+    return step is not Step.RCPT and bool(_QUOTA.search(reply.text))  # at RCPT it would be the mailbox's quota

@@ -103,11 +103,19 @@ class Lease(Protocol):
 class Consumer(Protocol):
     """A running subscription to some work queues: iterate it for leases; at most `concurrency` are out at once."""
 
-    def __aiter__(self) -> AsyncIterator[Lease]: ...
+    def __aiter__(self) -> AsyncIterator[Lease]:
+        """Iterates until `stop`; QueueUnavailable ends one wait, not the consumer: iterating again goes on."""
+        ...
 
     def stop(self) -> None:
         """Stops leasing: the iteration ends, leases not yet handed out go back. Idempotent."""
         ...
+
+    def pause(self) -> None:
+        """Leases no more until `resume`; what is not handed out goes back and is ready for others. Idempotent."""
+        ...
+
+    def resume(self) -> None: ...
 
 
 class Broker(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,18 +43,33 @@ class Guard:
         if refusal is not None:
             await _answer(send, *refusal)
             return
-        answered = False
+        body = _Body(receive, self._max_body_bytes)
 
-        async def watch(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
+        async def unless_too_large(message: Message) -> None:
+            if not body.too_large:
+                await send(message)
 
-        try:
-            await self._app(scope, _limited(receive, self._max_body_bytes), watch)
-        except _TooLarge:
-            if not answered:
-                await _answer(send, 413, f"the body is larger than {self._max_body_bytes} bytes")
+        with suppress(_TooLarge):
+            await self._app(scope, body.receive, unless_too_large)
+        if body.too_large:
+            await _answer(send, 413, f"the body is larger than {self._max_body_bytes} bytes")
+
+
+class _Body:
+    """The request's body, read at most up to a limit; past it the application sees an error and its answer is dropped."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._left = limit
+        self.too_large = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.too_large = True
+            raise _TooLarge
+        return message
 
 
 def _refusal(scope: Scope, max_body_bytes: int) -> tuple[int, str] | None:
@@ -81,20 +97,6 @@ def _name(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    seen = 0
-
-    async def read() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise _TooLarge
-        return message
-
-    return read
 
 
 async def _answer(send: Send, status: int, detail: str) -> None:

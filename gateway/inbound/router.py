@@ -1,0 +1,80 @@
+"""The router: which mailbox an address leads to, or why none does.
+
+Asked twice: by the doors at RCPT, so that nothing is accepted and bounced later, and by ingest.  Pure: settings in, answers
+out; no database, no clock.
+Order: the exact address, the address without its plus part, postmaster@ and abuse@ (they exist for every local domain, and
+bare `postmaster` too), then the backstop `*@domain`.  Domains and our own local parts are compared without case.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.errors import FaultOwner, PermanentFailure
+from gateway.mail.addresses import domain_to_ascii
+from gateway.reply import Reply
+
+POSTMASTER = "postmaster"
+_ROLES = frozenset({"postmaster", "abuse"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailboxRoute:
+    """An address pattern (`posts@example.org` or `*@example.org`) and the kind of mailbox it leads to."""
+
+    address: str
+    kind: str
+
+
+class Router:
+    """Routes for local domains; every other domain is somebody else's."""
+
+    def __init__(self, mailboxes: Sequence[MailboxRoute], *, domains: Sequence[str]) -> None:
+        """Raises ValueError for a pattern outside the domains or given twice."""
+        self._domains = {domain_to_ascii(domain) for domain in domains}
+        self._routes: dict[tuple[str, str], MailboxRoute] = {}
+        for route in mailboxes:
+            key = _key(route.address)
+            if key[1] not in self._domains:
+                raise ValueError(f"{route.address}: {key[1] or 'no domain'} is not among the domains")
+            if key in self._routes:
+                raise ValueError(f"{route.address} is given twice")
+            self._routes[key] = route
+
+    def route(self, rcpt_to: str) -> MailboxRoute:
+        """Returns the route of an address; raises PermanentFailure (5.1.1 unknown, 5.7.1 not ours)."""
+        if rcpt_to.lower() == POSTMASTER:
+            return MailboxRoute(address=POSTMASTER, kind=POSTMASTER)
+        local, domain = _key(rcpt_to)
+        if domain not in self._domains:
+            raise _refusal("5.7.1", f"relaying denied: {domain or rcpt_to} is not served here")
+        bare = local.partition("+")[0]
+        found = self._routes.get((local, domain)) or self._routes.get((bare, domain))
+        if found is None and bare in _ROLES:
+            return MailboxRoute(address=f"{bare}@{domain}", kind=POSTMASTER)
+        found = found or self._routes.get(("*", domain))
+        if found is None:
+            raise _refusal("5.1.1", f"{local}@{domain} is unknown here")
+        return found
+
+    def accepts(self, rcpt_to: str) -> None:
+        """Raises what `route` raises; the question of the doors."""
+        self.route(rcpt_to)
+
+
+def _key(address: str) -> tuple[str, str]:
+    local, _, domain = address.rpartition("@")
+    if local.startswith('"') and local.endswith('"'):
+        local = local[1:-1]
+    try:
+        domain = domain_to_ascii(domain)
+    except ValueError:
+        domain = domain.lower()
+    return unicodedata.normalize("NFC", local).casefold(), domain
+
+
+def _refusal(status: str, text: str) -> PermanentFailure:
+    reply = Reply(code=550, enhanced_status=status, text=text)
+    return PermanentFailure(text, reply=reply, owner=FaultOwner.RECIPIENT)

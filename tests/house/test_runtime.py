@@ -1,0 +1,84 @@
+"""The life of a process: stop in order, die loudly, die where told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+from gateway.runtime import Stop, serve
+
+PROGRAM = """
+import asyncio, sys
+from gateway.runtime import serve, failpoint
+async def loop(stop):
+    print("up", flush=True)
+    {body}
+sys.exit(asyncio.run(serve({{"loop": loop}}, grace_seconds={grace})))
+"""
+
+
+def program(body: str, grace: float = 5, **environment: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body, grace=grace)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_a_signal_stops_services_in_order_and_exits_0() -> None:
+    process = program("await stop.wait(); print('done', flush=True)")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=10)
+    assert (out, process.returncode) == ("done\n", 0)
+
+
+def test_a_second_signal_kills_at_once() -> None:
+    process = program("await stop.wait(); print('stopping', flush=True); await asyncio.sleep(3600)", grace=3600)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopping\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 1
+
+
+def test_a_service_that_dies_stops_the_process_with_exit_1_and_says_why() -> None:
+    process = program("raise RuntimeError('out of ink')")
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert errors == "gateway: service loop died: RuntimeError: out of ink\n"
+
+
+def test_a_service_that_just_ends_stops_the_process_with_exit_1() -> None:
+    process = program("return")
+    process.communicate(timeout=10)
+    assert process.returncode == 1
+
+
+def test_a_failpoint_kills_at_its_nth_pass_only_where_armed() -> None:
+    body = "[failpoint('here') or print(i, flush=True) for i in range(5)]; await stop.wait()"
+    process = program(body, GATEWAY_FAILPOINT="here:3")
+    assert process.stdout is not None
+    assert (process.stdout.read(), process.wait(timeout=10)) == ("0\n1\n", -signal.SIGKILL)
+
+
+async def test_a_service_that_does_not_end_in_its_grace_time_is_cancelled() -> None:
+    stop = Stop()
+    cancelled = asyncio.Event()
+
+    async def deaf(stop: Stop) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    stop.set()
+    assert await serve({"deaf": deaf}, grace_seconds=0.01, stop=stop) == 0
+    assert cancelled.is_set()
