@@ -299,7 +299,7 @@ def _mailbox(text: str) -> str:
 
 
 def relay_spec(table: Any) -> Any:
-    from gateway.outbound.relay import parse_relay_url
+    from gateway.outbound.relay_url import parse_relay_url
 
     return parse_relay_url(
         table.url, weight=table.weight, streams=tuple(table.streams), sender_domains=tuple(table.sender_domains)
@@ -406,6 +406,7 @@ def open_cage(settings: Settings) -> Cage:
 
 def _pool(settings: Settings, log: MailLog) -> RelayPool:
     from gateway.outbound.relay import RelayPool
+    from gateway.outbound.smtp_relay import RelayLimits
 
     return RelayPool(
         [relay_spec(item) for item in settings.relays],
@@ -413,7 +414,7 @@ def _pool(settings: Settings, log: MailLog) -> RelayPool:
         captured_dir=settings.data_dir / "captured",
         log=log,
         clock=utc_now,
-        reply_seconds=settings.limits.reply_wait,
+        limits=RelayLimits(reply_seconds=settings.limits.reply_wait),
     )
 
 

@@ -40,6 +40,8 @@ class Blobs(Protocol):
 
     async def get(self, digest: str) -> bytes: ...
 
+    async def exists(self, digest: str) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeLimits:

@@ -43,6 +43,7 @@ _PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: 
 _HELO = re.compile(r"[!-~\u00a1-\U0010ffff]{1,255}")
 # The enhanced statuses of the replies that aiosmtpd words itself.
 _ENHANCED = {
+    "221": "2.0.0",
     "250": "2.0.0",
     "451": "4.3.0",
     "500": "5.5.2",
@@ -145,8 +146,11 @@ class _Session(SMTP):
     """One connection."""
 
     command_size_limit = _COMMAND_BYTES
-    command_size_limits = collections.defaultdict(lambda: _COMMAND_BYTES)
     line_length_limit = _STREAM_LIMIT  # the reader's buffer; the length of a line of data is not limited
+    session: Any
+    envelope: Any
+    transport: Any
+    _reader: Any
 
     def __init__(self, door: SmtpDoor, loop: asyncio.AbstractEventLoop) -> None:
         self.gone = asyncio.Event()
@@ -158,6 +162,7 @@ class _Session(SMTP):
         self._in_data = False
         self._data_began = self._last_heard = loop.time()
         self._data_bytes = 0
+        self.command_size_limits = collections.defaultdict(lambda: _COMMAND_BYTES)
         super().__init__(
             _Checks(door),
             data_size_limit=door.limits.mail_bytes,
@@ -271,7 +276,7 @@ class _Session(SMTP):
         if not hostname or not _HELO.fullmatch(hostname):
             await self.push(f"501 5.5.4 Syntax: {verb} hostname")
             return False
-        self._set_rset_state()
+        self._set_rset_state()  # type: ignore[no-untyped-call]
         self.session.extended_smtp = extended
         self.session.host_name = hostname
         return True
@@ -285,19 +290,24 @@ class _Session(SMTP):
         await super().smtp_RCPT(arg)
 
     async def smtp_VRFY(self, arg: str | None) -> None:
+        self._command = ("VRFY", "")
         await self.push("252 2.1.5 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
 
     async def smtp_HELP(self, arg: str | None) -> None:
         await self.push("214 2.0.0 RFC 5321: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY QUIT")
 
     async def smtp_EXPN(self, arg: str | None) -> None:
-        await self.push("502 5.5.1 not offered here")
+        await self._not_offered("EXPN")
 
     async def smtp_AUTH(self, arg: str | None) -> None:
-        await self.push("502 5.5.1 not offered here")
+        await self._not_offered("AUTH")
 
     async def smtp_STARTTLS(self, arg: str | None) -> None:
-        await self.push("502 5.5.1 not offered here")
+        await self._not_offered("STARTTLS")
+
+    async def _not_offered(self, verb: str) -> None:
+        self._command = (verb, "")
+        await self.push(f"502 5.5.1 {verb} is not offered here")
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
         """Reads a path by our own grammar: the stdlib's turns `a@b@c` into the null sender."""
@@ -340,7 +350,7 @@ class _Session(SMTP):
         if self._timeout_handle is not None:
             self._timeout_handle.cancel()
         reply = await self._accept(octets)
-        self._set_post_data_state()
+        self._set_post_data_state()  # type: ignore[no-untyped-call]
         failpoint("door.replied.before")
         await self.push(str(reply))
         self._in_data = False
@@ -442,6 +452,7 @@ class _Checks:
         except TransientFailure as failure:
             return str(failure.reply)
         envelope.mail_from = address
+        envelope.rcpt_keys = set()
         return "250 2.1.0 Ok"
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
@@ -449,10 +460,12 @@ class _Checks:
             self._door.intake.check_recipient(address)
         except (TransientFailure, PermanentFailure) as failure:
             return str(failure.reply)
-        if Address(mailbox=address).key in {Address(mailbox=known).key for known in envelope.rcpt_tos}:
+        key = Address(mailbox=address).key
+        if key in envelope.rcpt_keys:
             return "250 2.1.5 Ok"
         if len(envelope.rcpt_tos) >= self._door.limits.recipients:
             return f"452 4.5.3 at most {self._door.limits.recipients} recipients, send the rest in another mail"
+        envelope.rcpt_keys.add(key)
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 

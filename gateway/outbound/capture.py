@@ -56,7 +56,9 @@ class Capture:
             "size": len(letter.octets),
             "sha256": hashlib.sha256(letter.octets).hexdigest(),
         }
-        _write_synced(self._folder / f".{name}.json", json.dumps(envelope, ensure_ascii=False, indent=1).encode() + b"\n")
+        _write_synced(
+            self._folder / f".{name}.json", json.dumps(envelope, ensure_ascii=False, indent=1).encode() + b"\n"
+        )
         _write_synced(self._folder / f".{name}.eml", letter.octets)
 
     def _drop_rest(self, name: str) -> None:

@@ -40,7 +40,7 @@ class ParsedMail:
     """
 
     subject: str = ""
-    from_: Person = Person()
+    from_: Person = field(default_factory=Person)
     to: tuple[Person, ...] = ()
     date: datetime | None = None
     message_id: str = ""

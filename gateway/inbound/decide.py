@@ -1,0 +1,96 @@
+"""Decide: what ingestion would make of a mail, for each recipient, and why.  Writes nothing; `explain` is this alone.
+
+Flow: cage → parse, type the attachments, route, ask the mailbox.
+Promises: a mail that cannot be parsed, or costs too much, is held for every recipient with the reason; a mailbox that raises
+delays its own recipient only.  A fault of ours (no cage, no store) is raised, never turned into a decision about the mail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.errors import JobFailed, OverBudget, PermanentFailure
+from gateway.inbound.attachments import TypedAttachment, typed
+from gateway.inbound.mailbox import Context, Hold, Mailbox, Outcome, ReceivedMail
+from gateway.inbound.router import Router
+from gateway.mail.envelope import Envelope
+from gateway.mail.parse import Cage, ParsedMail, TooComplex, parse
+from gateway.runtime import Clock
+
+_MAILBOX_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postpone:
+    """The mailbox raised: this recipient is tried again later. Never a mailbox's own answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One recipient's: the mailbox ('' when no route leads there) and what is to be recorded."""
+
+    rcpt_to: str
+    mailbox: str
+    outcome: Outcome | Postpone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMail:
+    """A mail as far as it could be read; `fault` says why not, and then the rest is empty."""
+
+    parsed: ParsedMail = field(default_factory=ParsedMail)
+    attachments: tuple[TypedAttachment, ...] = ()
+    fault: str = ""
+
+
+class Decider:
+    """Reads a mail once and decides for each recipient."""
+
+    def __init__(self, *, cage: Cage, router: Router, mailboxes: Mapping[str, Mailbox], clock: Clock) -> None:
+        self._cage = cage
+        self._router = router
+        self._mailboxes = mailboxes
+        self._clock = clock
+
+    async def read(self, octets: bytes) -> ReadMail:
+        """Parses the mail and types its attachments; what cannot be read has its `fault`."""
+        try:
+            parsed = await parse(octets, self._cage)
+            return ReadMail(parsed=parsed, attachments=await typed(parsed.attachments, self._cage))
+        except OverBudget as fault:
+            return ReadMail(fault=f"parsing ended at its limit ({fault})")
+        except JobFailed as fault:
+            return ReadMail(fault=f"cannot be parsed: {fault.text if fault.kind == 'TooComplex' else fault}")
+        except TooComplex as fault:
+            return ReadMail(fault=f"cannot be parsed: {fault}")
+
+    async def decide(self, envelope: Envelope, read: ReadMail, rcpt_to: str) -> Decision:
+        """Decides for one recipient."""
+        try:
+            route = self._router.route(rcpt_to)
+        except PermanentFailure as failure:
+            return Decision(rcpt_to=rcpt_to, mailbox="", outcome=Hold(reason=f"no mailbox: {failure}"))
+        mailbox = self._mailboxes.get(route.kind)
+        if mailbox is None:
+            reason = f"no mailbox of kind {route.kind}"
+            return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=Hold(reason=reason))
+        if read.fault:
+            return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=Hold(reason=read.fault))
+        mail = ReceivedMail(envelope=envelope, rcpt_to=rcpt_to, parsed=read.parsed, attachments=read.attachments)
+        context = Context(mailbox=route.kind, address=route.address, now=self._clock())
+        return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=await _ask(mailbox, mail, context))
+
+
+async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcome | Postpone:
+    try:
+        async with asyncio.timeout(_MAILBOX_SECONDS):
+            outcome = await mailbox.receive(mail, context)
+    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; it is recorded as the recipient's reason
+        return Postpone(reason=f"mailbox {context.mailbox} failed: {type(error).__name__}: {error}"[:500])
+    if not isinstance(outcome, Outcome):
+        return Postpone(reason=f"mailbox {context.mailbox} answered {type(outcome).__name__}, which is no outcome")
+    return outcome

@@ -1,0 +1,216 @@
+"""Ingest: the worker's job for a ticket of `mail.inbound`: decide, then record, recipient by recipient.
+
+Order: record the mail (insert-if-absent) → per recipient: decide, attachments into the blob store, one transaction → for
+who must wait, a ticket of his own, published → the worker acks last.
+Promises: idempotent (a recipient that has his disposition is left alone); each recipient commits alone; what cannot be
+parsed is held with its octets; a mailbox that raises delays its own recipient by the ladder and ends as held, never
+silently.  Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
+A ticket that is no mail (headers missing, other octets than promised) raises PermanentFailure: a dead letter with its reason.
+Limits: Forward is held until there is a way to send it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from gateway.errors import PermanentFailure, StoreUnavailable
+from gateway.inbound.attachments import TypedAttachment
+from gateway.inbound.decide import Decider, Decision, Postpone
+from gateway.inbound.intake import Blobs
+from gateway.inbound.mailbox import Discard, Forward, Hold, Mailbox, Post, Refuse
+from gateway.inbound.router import Router
+from gateway.mail.disposition import Disposition
+from gateway.mail.envelope import Envelope
+from gateway.mail.parse import Cage
+from gateway.maillog import MailLog
+from gateway.queue.broker import Done
+from gateway.queue.ladder import Ladder
+from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
+from gateway.reply import Reply
+from gateway.runtime import Clock, failpoint
+from gateway.store.mails import Mails
+from gateway.store.posts import NewAttachment, NewPost
+
+Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arrival:
+    """A ticket read: the mail with its octets, and where they lie."""
+
+    ticket: Ticket
+    envelope: Envelope
+    octets: bytes
+    blob: str | None
+    sha256: str
+
+
+class Ingest:
+    """The handler of inbound mail; one for all workers of a process."""
+
+    def __init__(
+        self,
+        *,
+        mails: Mails,
+        blobs: Blobs,
+        cage: Cage,
+        router: Router,
+        mailboxes: Mapping[str, Mailbox],
+        publish: Publish,
+        ladder: Ladder,
+        log: MailLog,
+        clock: Clock,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._jitter = jitter
+        self._mails = mails
+        self._blobs = blobs
+        self._publish = publish
+        self._ladder = ladder
+        self._log = log
+        self._clock = clock
+        self.decider = Decider(cage=cage, router=router, mailboxes=mailboxes, clock=clock)
+
+    async def handle(self, ticket: Ticket) -> Done:
+        """Works one ticket; see the module for what it raises."""
+        arrival = await self._open(ticket)
+        open_recipients = await self._open_recipients(arrival.envelope)
+        if not open_recipients:
+            return Done()
+        read = await self.decider.read(arrival.octets)
+        await self._mails.record_received(
+            arrival.envelope,
+            arrival.blob or arrival.octets,
+            size=len(arrival.octets),
+            sha256=arrival.sha256,
+            subject=read.parsed.subject,
+        )
+        retries = []
+        for rcpt_to in open_recipients:
+            decision = await self.decider.decide(arrival.envelope, read, rcpt_to)
+            failpoint("ingest.decided")
+            retry = await self._record(arrival, decision)
+            failpoint("ingest.recorded")
+            retries += [retry] if retry else []
+        if retries:
+            await self._publish(retries)
+            failpoint("ingest.retries_published")
+        failpoint("ingest.acked.before")
+        return Done()
+
+    async def _open(self, ticket: Ticket) -> _Arrival:
+        try:
+            envelope = Envelope.from_headers(ticket.id, ticket.headers)
+        except (KeyError, ValueError) as error:
+            raise PermanentFailure(f"no mail: header {error}") from None
+        blob = str(ticket.headers.get("blob") or "") or None
+        octets = await self._fetch(blob) if blob else ticket.body
+        digest = hashlib.sha256(octets).hexdigest()
+        promised = str(ticket.headers.get("sha256") or digest)
+        if digest != promised:
+            raise PermanentFailure(f"no mail: its octets have sha256 {digest}, the door promised {promised}")
+        return _Arrival(ticket=ticket, envelope=envelope, octets=octets, blob=blob, sha256=digest)
+
+    async def _fetch(self, blob: str) -> bytes:
+        try:
+            return await self._blobs.get(blob)
+        except ValueError as error:
+            raise PermanentFailure(f"no mail: {error}") from None
+        except StoreUnavailable:
+            if await self._blobs.exists(blob):
+                raise
+            raise PermanentFailure(f"no mail: the blob {blob} is not in the store") from None
+
+    async def _open_recipients(self, envelope: Envelope) -> list[str]:
+        """The recipients that still need a decision; one that is held waits for a person, not for us."""
+        known = {row.rcpt_to: row.disposition for row in await self._mails.deliveries(envelope.mail_id)}
+        return [
+            rcpt_to
+            for rcpt_to in dict.fromkeys(envelope.rcpt_to)
+            if known.get(rcpt_to, Disposition.PENDING) is Disposition.PENDING
+        ]
+
+    async def _record(self, arrival: _Arrival, decision: Decision) -> Ticket | None:
+        """Records one decision; returns the ticket that must be published for a recipient who waits."""
+        mail_id, rcpt_to, mailbox = arrival.envelope.mail_id, decision.rcpt_to, decision.mailbox
+        match decision.outcome:
+            case Post() as post:
+                new_post = await self._keep(post, decision, arrival.envelope)
+                await self._mails.record_delivered(mail_id, rcpt_to, mailbox=mailbox, post=new_post, reason=post.reason)
+                self._say(decision, mail_id, Disposition.DELIVERED, post.reason)
+            case Hold(reason=reason):
+                await self._hold(mail_id, decision, reason)
+            case Forward(to=to):
+                await self._hold(mail_id, decision, f"to be forwarded to {to}, which is not possible yet")
+            case Refuse(reason=reason):
+                reply = Reply(code=554, enhanced_status="5.7.1", text=reason)
+                await self._mails.record_failed(mail_id, rcpt_to, mailbox=mailbox, reason=reason, reply=reply)
+                self._say(decision, mail_id, Disposition.FAILED, reason)
+            case Discard(reason=reason):
+                await self._mails.record_discarded(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
+                self._say(decision, mail_id, Disposition.DISCARDED, reason)
+            case Postpone(reason=reason):
+                return await self._postpone(arrival, decision, reason)
+        return None
+
+    async def _hold(self, mail_id: str, decision: Decision, reason: str) -> None:
+        await self._mails.record_held(mail_id, decision.rcpt_to, mailbox=decision.mailbox, reason=reason)
+        self._say(decision, mail_id, Disposition.HELD, reason)
+
+    async def _postpone(self, arrival: _Arrival, decision: Decision, reason: str) -> Ticket | None:
+        """Records the wait; a crash before the ticket is published brings this ticket back, so nothing waits for ever."""
+        attempt = arrival.ticket.attempt + 1
+        delay_seconds = self._ladder.delay_seconds(attempt, jitter=self._jitter())
+        if delay_seconds is None:
+            await self._hold(arrival.envelope.mail_id, decision, f"gave up after {attempt} attempts: {reason}")
+            return None
+        due_at = self._clock() + timedelta(seconds=delay_seconds)
+        await self._mails.record_deferred(
+            arrival.envelope.mail_id,
+            decision.rcpt_to,
+            mailbox=decision.mailbox,
+            reason=reason,
+            attempts=attempt,
+            next_attempt_at=due_at,
+        )
+        self._say(decision, arrival.envelope.mail_id, Disposition.PENDING, reason)
+        headers = dict(arrival.ticket.headers) | {"rcpt_to": [decision.rcpt_to]}
+        queue = retry_queue(MAIL_INBOUND)
+        return replace(arrival.ticket, queue=queue, headers=headers, attempt=attempt, due_at=due_at)
+
+    async def _keep(self, post: Post, decision: Decision, envelope: Envelope) -> NewPost:
+        """Puts the attachments into the blob store and returns the post as the store takes it."""
+        await asyncio.gather(*(self._blobs.put(attachment.octets) for attachment in post.attachments))
+        failpoint("ingest.attachments_kept")
+        return NewPost(
+            mailbox=decision.mailbox,
+            kind=post.kind,
+            author=post.author,
+            author_address=post.author_address,
+            title=post.title,
+            text=post.text,
+            html=post.html or None,
+            created_at=envelope.received_at,
+            attachments=tuple(_new_attachment(number, item) for number, item in enumerate(post.attachments)),
+        )
+
+    def _say(self, decision: Decision, mail_id: str, disposition: Disposition, reason: str) -> None:
+        self._log.mail_recorded(mail_id, rcpt_to=decision.rcpt_to, disposition=disposition, reason=reason)
+
+
+def _new_attachment(position: int, attachment: TypedAttachment) -> NewAttachment:
+    return NewAttachment(
+        position=position,
+        filename=attachment.filename,
+        content_type=attachment.content_type,
+        sniffed=attachment.sniffed,
+        size=attachment.size,
+        sha256=attachment.sha256,
+        content_id=attachment.content_id,
+        inline=attachment.inline,
+    )

@@ -1,0 +1,100 @@
+"""The mailbox contract: what becomes of one accepted mail for one recipient.
+
+A mailbox is pure: it reads values and returns a value; ingest alone writes, in one transaction.  It may be asked again for
+the same mail.  What it raises is a retry by the ladder, told to nobody outside; `Refuse` and `Hold` are decisions.
+
+    class Guestbook:
+        async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
+            return Post(title=mail.parsed.subject, author=mail.author, text=mail.parsed.text)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from gateway.inbound.attachments import TypedAttachment
+from gateway.mail.envelope import Envelope
+from gateway.mail.parse.tree import ParsedMail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedMail:
+    """A mail as a mailbox sees it: the envelope is fact, what was parsed is hearsay."""
+
+    envelope: Envelope
+    rcpt_to: str
+    parsed: ParsedMail
+    attachments: tuple[TypedAttachment, ...] = ()
+
+    @property
+    def author(self) -> str:
+        """Who the mail says wrote it: the name shown, else the address, else the envelope's sender."""
+        sender = self.parsed.from_
+        return sender.name or sender.address or self.envelope.mail_from or "unknown"
+
+    @property
+    def plus(self) -> str:
+        """What stands behind the + of the address it was sent to."""
+        return self.rcpt_to.rpartition("@")[0].partition("+")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a mailbox may know besides the mail."""
+
+    mailbox: str
+    address: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """Keep this; `reason` (`partial`) says when a part of the mail was left out. html must be sanitised, as parsed.html is."""
+
+    title: str
+    author: str
+    author_address: str = ""
+    text: str = ""
+    html: str = ""
+    kind: str = "post"
+    attachments: tuple[TypedAttachment, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """Send the mail on to another address."""
+
+    to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Keep the mail for a person to decide."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The mail failed for this recipient."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discard:
+    """The mail is accounted for and of no further use."""
+
+    reason: str = ""
+
+
+Outcome = Post | Forward | Hold | Refuse | Discard
+
+
+class Mailbox(Protocol):
+    """A handler of accepted mail."""
+
+    async def receive(self, mail: ReceivedMail, context: Context) -> Outcome: ...

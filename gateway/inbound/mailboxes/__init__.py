@@ -1,0 +1,1 @@
+"""The mailboxes that come with the gateway, one kind a file."""

@@ -1,0 +1,45 @@
+"""The mailbox `posts`: a mail becomes a post with title, author, text, sanitised html and the attachments in order.
+
+A mail without a subject is titled by its first words, one without words by its photos.  No text and a photo is a valid post.
+"""
+
+from __future__ import annotations
+
+from gateway.inbound.mailbox import Context, Outcome, Post, ReceivedMail
+
+_TITLE_CHARACTERS = 80
+
+
+class Posts:
+    """Takes every mail."""
+
+    async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
+        return post_of(mail)
+
+
+def post_of(mail: ReceivedMail, *, kind: str = "post") -> Post:
+    """The post a mail makes."""
+    return Post(
+        title=mail.parsed.subject or _first_words(mail.parsed.text) or _by_attachments(mail),
+        author=mail.author,
+        author_address=mail.parsed.from_.address or mail.envelope.mail_from,
+        text=mail.parsed.text,
+        html=mail.parsed.html,
+        kind=kind,
+        attachments=mail.attachments,
+    )
+
+
+def _first_words(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if len(line) <= _TITLE_CHARACTERS:
+        return line
+    words = line[:_TITLE_CHARACTERS].rpartition(" ")[0] or line[:_TITLE_CHARACTERS]
+    return f"{words.rstrip(' ,;:.')} …"
+
+
+def _by_attachments(mail: ReceivedMail) -> str:
+    photos = sum(attachment.is_photo for attachment in mail.attachments)
+    if photos:
+        return f"{'Photo' if photos == 1 else f'{photos} photos'} from {mail.author}"
+    return f"{'Files' if mail.attachments else 'Mail'} from {mail.author}"

@@ -1,0 +1,137 @@
+"""Acceptance: a ticket's request becomes an email in the ledger, or is refused with every problem named.
+
+The first half of a fresh `email.send` ticket; `deliver` does the second.  Order: checked, recorded, answered.  The answer to
+an asker is `{"id", "status": "accepted" | "rejected" | "conflict", "errors": [...]}`, repeated when the ticket comes again.
+Limits: serial keys are refused, the queue that orders them is not built yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from gateway.contract.email_send import VERSION, SendEmail, parse_send_email
+from gateway.errors import InvalidRequest, Problem
+from gateway.mail.addresses import parse_address, wire_mailbox
+from gateway.mail.ids import canonical_uuid, new_id
+from gateway.maillog import MailLog
+from gateway.queue.ticket import STREAM_QUEUES, Ticket, fresh_queue
+from gateway.runtime import failpoint
+from gateway.store.ledger import Acceptance, Ledger
+
+Answer = Callable[[Ticket, bytes], Awaitable[None]]
+_STREAM_OF_QUEUE = {queue: stream for stream, queue in STREAM_QUEUES.items()}
+
+
+class Templates(Protocol):
+    """What acceptance asks of the templates."""
+
+    def problems(self, name: str, params: dict[str, Any]) -> list[Problem]: ...
+
+
+class NewerVersion(Exception):
+    """The request speaks a later version of the contract: a newer worker will understand it."""
+
+
+class AcceptanceDesk:
+    """Accepts requests into the ledger."""
+
+    def __init__(
+        self, *, ledger: Ledger, templates: Templates, answer: Answer, log: MailLog, default_from: str
+    ) -> None:
+        self._ledger = ledger
+        self._templates = templates
+        self._answer = answer
+        self._log = log
+        self._default_from = default_from
+
+    async def accept(self, ticket: Ticket) -> str | None:
+        """Records the request and answers; returns the email's id, None when there is nothing to send.
+
+        Raises NewerVersion, StoreUnavailable, QueueUnavailable.
+        """
+        try:
+            request = read_request(ticket)
+            stream = self._check(request, ticket)
+        except InvalidRequest as invalid:
+            await self._reject(ticket, invalid.problems)
+            return None
+        acceptance = await self._ledger.record_accepted(
+            request,
+            app=ticket.app,
+            content_hash=request.content_hash(),
+            ticket_id=ticket.id or request.id,
+            stream=stream,
+            message_id=self._mint_message_id(request),
+        )
+        failpoint("deliver.accepted")
+        return await self._tell(ticket, request, acceptance)
+
+    async def _tell(self, ticket: Ticket, request: SendEmail, acceptance: Acceptance) -> str | None:
+        if acceptance is Acceptance.CONFLICT:
+            problem = Problem("id", "is taken by an email with other content")
+            self._log.email_rejected(request.id, problems=str(problem))
+            await self._respond(ticket, request.id, "conflict", [problem])
+            return None
+        if acceptance is Acceptance.ACCEPTED:
+            recipients = len(request.recipients())
+            self._log.email_accepted(request.id, recipients=recipients, template=request.template or "")
+        await self._respond(ticket, request.id, "accepted", [])
+        return request.id
+
+    def _check(self, request: SendEmail, ticket: Ticket) -> str:
+        """Checks what needs the queue and the templates; returns the stream."""
+        problems = []
+        stream = _STREAM_OF_QUEUE.get(fresh_queue(ticket.queue), "normal")
+        if stream == "normal":  # a bare publish to the plain queue takes the body's word
+            stream = request.stream or stream
+        elif request.stream not in (None, stream):
+            problems.append(Problem("stream", f"{request.stream} contradicts the key of the {stream} queue"))
+        if request.serial_key is not None:
+            problems.append(Problem("serial_key", "belongs to the key email.send.serial"))
+        if request.template is not None:
+            problems += self._templates.problems(request.template, request.params)
+        if problems:
+            raise InvalidRequest(problems)
+        return stream
+
+    async def _reject(self, ticket: Ticket, problems: Sequence[Problem]) -> None:
+        request_id = _claimed_id(ticket)
+        await self._ledger.record_rejected(request_id, app=ticket.app, problems=problems)
+        self._log.email_rejected(request_id, problems="; ".join(map(str, problems)))
+        await self._respond(ticket, request_id, "rejected", problems)
+
+    async def _respond(self, ticket: Ticket, email_id: str, status: str, problems: Sequence[Problem]) -> None:
+        if ticket.reply_to:
+            errors = [str(problem) for problem in problems]
+            await self._answer(ticket, json.dumps({"id": email_id, "status": status, "errors": errors}).encode())
+
+    def _mint_message_id(self, request: SendEmail) -> str:
+        mailbox = parse_address(request.from_ or self._default_from).mailbox
+        domain = wire_mailbox(mailbox).rpartition("@")[2]
+        return f"<{new_id()}@{domain}>"
+
+
+def read_request(ticket: Ticket) -> SendEmail:
+    """The ticket's request; raises InvalidRequest, or NewerVersion. Without an `id` of its own it has the ticket's."""
+    try:
+        data = json.loads(ticket.body)
+    except (ValueError, RecursionError):
+        return parse_send_email(ticket.body)  # says what is wrong in its own words
+    if not isinstance(data, dict):
+        return parse_send_email(ticket.body)
+    version = data.get("version", VERSION)
+    if isinstance(version, int) and version > VERSION:
+        raise NewerVersion(f"version {version} of email.send, this worker reads {VERSION}")
+    if "id" in data:
+        return parse_send_email(ticket.body)
+    return parse_send_email(json.dumps(data | {"id": ticket.id}))  # a new id at each delivery would be a new email
+
+
+def _claimed_id(ticket: Ticket) -> str:
+    """The id a broken request goes by: its own if that can be read, else the ticket's."""
+    try:
+        return canonical_uuid(json.loads(ticket.body)["id"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ticket.id

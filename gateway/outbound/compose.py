@@ -1,0 +1,321 @@
+"""Our own writer of emails (RFC 5322, RFC 2045-2047, RFC 2231): from a request and its rendered parts to exact octets.
+
+Shape: mixed(related(alternative(text, html), inline images), attachments), each level only where it is needed.
+Promises: CRLF only, no NUL, no line over 998 octets; Bcc is never written; no value can start a header: control characters
+become spaces before encoding, and `verify` reads the result back with the standard library's parser and compares every
+header, address and file name with the request before anyone stores the octets.
+Limit: UTF-8 stands raw only in local parts that have no other form (RFC 6532); such octets need a relay with SMTPUTF8.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from email.header import decode_header
+from email.message import Message
+from email.parser import BytesHeaderParser
+from email.policy import compat32
+from email.utils import format_datetime, getaddresses
+from urllib.parse import quote
+
+from gateway.contract.email_send import Attachment, SendEmail
+from gateway.errors import PermanentFailure
+from gateway.mail.addresses import Address, parse_address, wire_mailbox
+
+NO_RECIPIENTS_SHOWN = "undisclosed-recipients:;"
+_LINE = 76
+_MAX_LINE = 998
+_WORD_OCTETS = 45  # of text in one encoded word: 60 characters of base64, with its frame 72 of the 75 allowed
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")
+_PLAIN_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_PLAIN_FILENAME = re.compile(r"[A-Za-z0-9._+()@-]+(?: [A-Za-z0-9._+()@-]+)*")
+_MESSAGE_ID = re.compile(r"<[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.:\[\]-]+>")
+_PART_HEADERS = {"content-type", "content-transfer-encoding", "content-disposition", "content-id"}
+_HEADER_PARSER = BytesHeaderParser(policy=compat32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """What the template (or the app itself) made: `html` is '' for a text-only email."""
+
+    subject: str
+    text: str
+    html: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What the gateway adds to each email: minted once, the same in every attempt."""
+
+    message_id: str
+    date: datetime
+    default_from: str
+
+
+def compose(
+    request: SendEmail,
+    rendered: Rendered,
+    *,
+    message_id: str,
+    date: datetime,
+    default_from: str,
+    blobs: Mapping[str, bytes],
+) -> bytes:
+    """Writes the email; `blobs` holds the octets of attachments given by digest. Raises PermanentFailure."""
+    if not _MESSAGE_ID.fullmatch(message_id):
+        raise ValueError(f"{message_id!r} is not a Message-ID")
+    stamp = Stamp(message_id=message_id, date=date, default_from=default_from)
+    head = [_address_line(name, addresses) for name, addresses in _addresses(request, stamp) if addresses]
+    if not request.to and not request.cc:
+        head.append(b"To: " + NO_RECIPIENTS_SHOWN.encode())
+    head.append(_text_line("Subject", _neutral(rendered.subject)))
+    head.append(b"Date: " + format_datetime(date).encode())
+    head.append(b"Message-ID: " + message_id.encode())
+    head.append(b"MIME-Version: 1.0")
+    head.extend(_text_line(name, _neutral(value)) for name, value in request.headers.items())
+    octets = b"\r\n".join(head) + b"\r\n" + _body(request, rendered, blobs, seed=message_id)
+    verify(octets, request, rendered, stamp)
+    return octets
+
+
+def needs_smtputf8_relay(octets: bytes) -> bool:
+    """Whether the headers hold raw UTF-8, so that only a relay with SMTPUTF8 may get these octets (RFC 6531)."""
+    return not octets[: octets.find(b"\r\n\r\n")].isascii()
+
+
+# Headers
+
+
+def _addresses(request: SendEmail, stamp: Stamp) -> list[tuple[str, list[Address]]]:
+    return [
+        ("From", [parse_address(request.from_ or stamp.default_from)]),
+        ("To", request.addresses("to")),
+        ("Cc", request.addresses("cc")),
+        ("Reply-To", request.addresses("reply_to")),
+    ]
+
+
+def _neutral(text: str) -> str:
+    """One line without control characters; what remains is data, however it looks."""
+    return _BREAKS.sub(" ", text.encode("utf-8", "replace").decode()).strip()
+
+
+def _text_line(name: str, value: str) -> bytes:
+    """An unstructured header: plain where plain is unambiguous, encoded words otherwise."""
+    if not value:
+        return f"{name}: ".encode()
+    words = value.split(" ")
+    if _PLAIN_TEXT.fullmatch(value) and "=?" not in value and max(map(len, words)) < _LINE - len(name) - 2:
+        return _folded(name, words)
+    return _folded(name, _encoded_words(value))
+
+
+def _address_line(name: str, addresses: Sequence[Address]) -> bytes:
+    words: list[str] = []
+    for position, address in enumerate(addresses):
+        mailbox = wire_mailbox(address.mailbox)
+        display = _neutral(address.name)
+        item = [*_phrase(display), f"<{mailbox}>"] if display else [mailbox]
+        if position < len(addresses) - 1:
+            item[-1] += ","
+        words.extend(item)
+    return _folded(name, words)
+
+
+def _phrase(name: str) -> list[str]:
+    """The display name as words that may stand on lines of their own."""
+    if "=?" not in name and len(name) <= _LINE - 10:
+        if _PLAIN_PHRASE.fullmatch(name):
+            return name.split(" ")
+        if _PLAIN_TEXT.fullmatch(name):
+            return ['"' + re.sub(r'(["\\])', r"\\\1", name) + '"']
+    return _encoded_words(name)
+
+
+def _encoded_words(text: str) -> list[str]:
+    """RFC 2047 encoded words in UTF-8, none over 75 characters, no character split between two."""
+    words, chunk = [], b""
+    for character in text:
+        octets = character.encode()
+        if len(chunk) + len(octets) > _WORD_OCTETS:
+            words.append(chunk)
+            chunk = b""
+        chunk += octets
+    return [f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in [*words, chunk]]
+
+
+def _folded(name: str, words: Iterable[str]) -> bytes:
+    """Joins words by spaces, breaking lines before a word that would pass column 76."""
+    line, lines = f"{name}:", []
+    for word in words:
+        if len(line) + 1 + len(word.encode()) > _LINE and line.strip():
+            lines.append(line)
+            line = ""
+        line += " " + word
+    return "\r\n".join([*lines, line]).encode()
+
+
+# Body
+
+
+def _body(request: SendEmail, rendered: Rendered, blobs: Mapping[str, bytes], *, seed: str) -> bytes:
+    parts = [_text_part("plain", rendered.text)]
+    if rendered.html:
+        parts.append(_text_part("html", rendered.html))
+    body = _multipart("alternative", parts, seed)
+    inline = [item for item in request.attachments if item.inline and rendered.html]
+    if inline:
+        kind = 'related; type="multipart/alternative"'
+        body = _multipart(kind, [body, *(_file_part(item, blobs) for item in inline)], seed)
+    attached = [item for item in request.attachments if item not in inline]
+    return _multipart("mixed", [body, *(_file_part(item, blobs) for item in attached)], seed)
+
+
+def _multipart(kind: str, parts: Sequence[bytes], seed: str) -> bytes:
+    """Parts under a boundary that stands in none of them; a single part stays as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    number = 0
+    while True:
+        digest = hashlib.sha256(f"{seed} {kind} {number}".encode()).hexdigest()[:32]
+        boundary = f"=_{digest}".encode()
+        if not any(boundary in part for part in parts):
+            break
+        number += 1
+    head = b"Content-Type: multipart/" + kind.encode() + b';\r\n boundary="' + boundary + b'"\r\n\r\n'
+    return head + b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+
+
+def _text_part(subtype: str, text: str) -> bytes:
+    clean = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    octets = clean.rstrip("\n").replace("\n", "\r\n").encode("utf-8", "replace") + b"\r\n"
+    charset = "us-ascii" if octets.isascii() else "utf-8"
+    quoted = re.sub(rb"(?m)^From ", b"=46rom ", binascii.b2a_qp(octets, istext=True))
+    encoding, coded = ("quoted-printable", quoted)
+    if len(quoted) > len(octets) * 5 // 3:
+        encoding, coded = ("base64", _base64(octets))
+    head = f'Content-Type: text/{subtype}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
+    return head.encode() + coded
+
+
+def _file_part(item: Attachment, blobs: Mapping[str, bytes]) -> bytes:
+    octets = blobs[item.blob] if item.blob is not None else item.octets()
+    content_type = item.content_type.lower()
+    if content_type.startswith(("multipart/", "message/")):  # neither may be base64 (RFC 2045, section 6.4)
+        content_type = "application/octet-stream"
+    lines = [
+        f"Content-Type: {content_type};\r\n {_name_parameter(item.filename)}",
+        "Content-Transfer-Encoding: base64",
+        f"Content-Disposition: {'inline' if item.inline else 'attachment'};\r\n {_filename_parameter(item.filename)}",
+    ]
+    if item.inline:
+        lines.append(f"Content-ID: <{quote(item.filename, safe='@+')}>")
+    return "\r\n".join([*lines, "", ""]).encode() + _base64(octets)
+
+
+def _filename_parameter(filename: str) -> str:
+    """`filename=` where it is plain, otherwise RFC 2231: percent-encoded UTF-8, continued where it is long."""
+    if _PLAIN_FILENAME.fullmatch(filename) and len(filename) <= _LINE - 15:
+        return f'filename="{filename}"'
+    segments, segment = [], ""
+    for character in filename:
+        coded = quote(character, safe="")
+        if len(segment) + len(coded) > _LINE - 25:
+            segments.append(segment)
+            segment = ""
+        segment += coded
+    segments.append(segment)
+    if len(segments) == 1:
+        return f"filename*=utf-8''{segment}"
+    segments[0] = "utf-8''" + segments[0]
+    return ";\r\n ".join(f"filename*{number}*={part}" for number, part in enumerate(segments))
+
+
+def _name_parameter(filename: str) -> str:
+    """An ASCII likeness in `name=`, for readers that know no RFC 2231."""
+    ascii_name = unicodedata.normalize("NFKD", filename).encode("ascii", "ignore").decode()
+    likeness = re.sub(r"[^A-Za-z0-9._+()@ -]", "_", ascii_name).strip() or "file"
+    return f'name="{likeness[-_LINE + 10 :].lstrip()}"'
+
+
+def _base64(octets: bytes) -> bytes:
+    coded = base64.b64encode(octets)
+    return b"\r\n".join(coded[start : start + _LINE] for start in range(0, len(coded), _LINE)) + b"\r\n"
+
+
+# Reading back
+
+
+def verify(octets: bytes, request: SendEmail, rendered: Rendered, stamp: Stamp) -> None:
+    """Reads the octets with another parser and compares; raises PermanentFailure where anything differs."""
+    if not octets.count(b"\r\n") == octets.count(b"\r") == octets.count(b"\n") or b"\0" in octets:
+        raise _unfaithful("line ends")
+    if max(map(len, octets.split(b"\r\n"))) > _MAX_LINE:
+        raise _unfaithful("line length")
+    head = _HEADER_PARSER.parsebytes(octets)
+    expected = _expected(request, rendered, stamp)
+    found = [(name, value) for name, value in _decoded(head) if name.lower() not in _PART_HEADERS]
+    if sorted(found) != sorted(expected):
+        differing = {name for name, _ in set(found) ^ set(expected)}
+        raise _unfaithful(", ".join(sorted(differing)) or "number of headers")
+    _verify_parts(octets, head, request)
+
+
+def _expected(request: SendEmail, rendered: Rendered, stamp: Stamp) -> list[tuple[str, str]]:
+    expected = [(name, _shown(addresses)) for name, addresses in _addresses(request, stamp) if addresses]
+    if not request.to and not request.cc:
+        expected.append(("To", NO_RECIPIENTS_SHOWN))
+    return [
+        *expected,
+        ("Subject", _neutral(rendered.subject)),
+        ("Date", format_datetime(stamp.date)),
+        ("Message-ID", stamp.message_id),
+        ("MIME-Version", "1.0"),
+        *((name, _neutral(value)) for name, value in request.headers.items()),
+    ]
+
+
+def _decoded(head: Message) -> Iterable[tuple[str, str]]:
+    for name, raw in head.raw_items():
+        value = re.sub(r"\r\n(?=[ \t])", "", str(raw)).encode("ascii", "surrogateescape").decode()
+        if name in {"From", "To", "Cc", "Reply-To"} and value.strip() != NO_RECIPIENTS_SHOWN:
+            pairs = getaddresses([value])
+            yield name, _shown([Address(mailbox=mailbox, name=_decode(display)) for display, mailbox in pairs])
+        else:
+            yield name, _decode(value.strip(" "))
+
+
+def _decode(value: str) -> str:
+    return "".join(
+        part.decode(charset or "utf-8") if isinstance(part, bytes) else part for part, charset in decode_header(value)
+    )
+
+
+def _shown(addresses: Sequence[Address]) -> str:
+    return "\n".join(f"{_neutral(address.name)} <{wire_mailbox(address.mailbox)}>" for address in addresses)
+
+
+def _verify_parts(octets: bytes, head: Message, request: SendEmail) -> None:
+    """Every part's head: only the headers a part has, and the file names in their order."""
+    names = []
+    for part in octets.split(b"\r\n--=_")[1:]:
+        _, _, rest = part.partition(b"\r\n")
+        parsed = _HEADER_PARSER.parsebytes(rest[: rest.find(b"\r\n\r\n") + 2])
+        if not {name.lower() for name in parsed} <= _PART_HEADERS:
+            raise _unfaithful("a part's headers")
+        filename = parsed.get_filename()
+        if filename is not None and parsed.get("Content-Disposition") is not None:
+            names.append(filename)
+    if sorted(names) != sorted(item.filename for item in request.attachments):
+        raise _unfaithful("file names")
+
+
+def _unfaithful(what: str) -> PermanentFailure:
+    return PermanentFailure(f"the composed email does not read back as meant: {what}")

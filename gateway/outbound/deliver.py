@@ -1,0 +1,359 @@
+"""Deliver: the handler of `email.send` tickets, fresh ones and retries.  Record, publish, ack last.
+
+A fresh ticket is a request: it is accepted, rendered once, and every due recipient is attempted, some at a time.  A
+recipient that must wait gets a ticket of its own (headers `email_id`, `recipient`, `ticket_id`) in the retry queue of its
+stream.  One attempt: claim, MAIL … body, `dot_sent` recorded, dot, reply, disposition recorded; the claim is renewed all
+the while.
+Promises: no ledger write, no send; a crash anywhere leaves the row to this ticket or to the sweeper; only a recipient's or
+a domain's fault climbs the ladder, a relay's fault gives the claim back, faults of ours are raised for the worker.
+Limits: after an unclean end between dot and record the recipient is `unknown`; the return path is the same for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.errors import ClaimLost, FaultOwner, JobFailed, PermanentFailure, StorageFault, StoreUnavailable
+from gateway.mail.addresses import parse_address
+from gateway.mail.disposition import Disposition
+from gateway.mail.ids import new_id
+from gateway.maillog import MailLog
+from gateway.outbound.acceptance import AcceptanceDesk, Answer, NewerVersion
+from gateway.outbound.hold import Hold
+from gateway.outbound.relay import Deferred, OutcomeUnknown, Refused, RelayPool, RelayResult, RelayUnusable
+from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
+from gateway.queue.broker import Done, Later
+from gateway.queue.ladder import Ladder
+from gateway.queue.ticket import Ticket
+from gateway.runtime import Clock, failpoint
+from gateway.store.ledger import EmailRecord, Ledger, RecipientRecord
+
+if TYPE_CHECKING:
+    from gateway.cage import Cage
+    from gateway.outbound.templates import TemplateSet
+    from gateway.store.blobs import BlobStore
+
+Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
+T = TypeVar("T")
+
+PARKED_SECONDS = 3600
+LOOK_AGAIN_SECONDS = 5
+_WAITS_FOR_A_PERSON = (Disposition.HELD, Disposition.DEAD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How many at a time, and how long for what."""
+
+    claim_seconds: float = 60
+    recipients_at_once: int = 8
+    record_seconds: float = 300
+    record_again_seconds: float = 1
+
+
+class Deliver:
+    """Turns tickets into relayed email."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        pool: RelayPool,
+        cage: Cage,
+        templates: TemplateSet,
+        blobs: BlobStore,
+        publish: Publish,
+        answer: Answer,
+        ladder: Ladder,
+        clock: Clock,
+        log: MailLog,
+        mail_from: str,
+        claim_seconds: float = 60,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._ledger = ledger
+        self._pool = pool
+        self._cage = cage
+        self._templates = templates
+        self._blobs = blobs
+        self._publish = publish
+        self._ladder = ladder
+        self._clock = clock
+        self._log = log
+        self._mail_from = mail_from
+        self._jitter = jitter
+        self._patience = Patience(claim_seconds=claim_seconds)
+        self._desk = AcceptanceDesk(ledger=ledger, templates=templates, answer=answer, log=log, default_from=mail_from)
+
+    async def handle(self, ticket: Ticket) -> Done | Later:
+        """Works one ticket; raises StoreUnavailable, QueueUnavailable, or PermanentFailure for a ticket of no email."""
+        recipient = None
+        if "email_id" in ticket.headers:
+            email_id, recipient = str(ticket.headers["email_id"]), str(ticket.headers.get("recipient", ""))
+        else:
+            try:
+                accepted = await self._desk.accept(ticket)
+            except NewerVersion:
+                return self._later(PARKED_SECONDS)
+            if accepted is None:
+                return Done()
+            email_id = accepted
+        email = await self._ledger.email(email_id)
+        if email is None:
+            raise PermanentFailure(f"the ledger has no email {email_id}")
+        return await self._work(email, ticket_id_of(ticket), recipient)
+
+    async def _work(self, email: EmailRecord, ticket_id: str, recipient: str | None) -> Done | Later:
+        now = self._clock()
+        if email.send_at is not None and email.send_at > now:
+            return Done()  # waits in the ledger; the sweeper issues its ticket
+        if email.expires_at <= now:
+            await self._ledger.sweep_expired()
+        rows = [
+            row
+            for row in await self._ledger.recipients(email.id)
+            if recipient in (None, row.recipient) and _is_open(row)
+        ]
+        if not rows:
+            return Done()
+        if email.expires_at <= now:
+            return self._later(LOOK_AGAIN_SECONDS)
+        octets = email.octets if email.octets is not None else await self._render(email)
+        if octets is None:
+            return Done()
+        times = await self._attempt_all(_Round(email=email, octets=octets, ticket_id=ticket_id), rows)
+        failpoint("deliver.acked.before")
+        return Later(at=min(times), climbs=False) if times else Done()
+
+    async def _render(self, email: EmailRecord) -> bytes | None:
+        """The bytes every attempt sends, stored; None when the email is held because they cannot be made."""
+        from gateway.outbound.render import render
+
+        try:
+            octets = await render(
+                email.request,
+                message_id=email.message_id,
+                date=email.accepted_at,
+                default_from=self._mail_from,
+                cage=self._cage,
+                templates=self._templates,
+                read_blob=self._read_blob,
+            )
+        except (JobFailed, PermanentFailure) as error:
+            await self._hold(email, f"cannot be rendered: {error}")
+            return None
+        stored = await self._ledger.record_rendered(email.id, octets)
+        failpoint("deliver.rendered")
+        return stored
+
+    async def _read_blob(self, digest: str) -> bytes:
+        if not await self._blobs.exists(digest):
+            raise PermanentFailure(f"attachment {digest} is not in the blob store")
+        return await self._blobs.get(digest)
+
+    async def _hold(self, email: EmailRecord, reason: str) -> None:
+        await self._ledger.record_held(email.id, reason=reason)
+        self._log.email_attempted(email.id, recipient="", relay="", disposition="held", reply="", reason=reason)
+
+    async def _attempt_all(self, round_: _Round, rows: Sequence[RecipientRecord]) -> list[datetime]:
+        """Attempts all side by side; returns when this ticket must come again. Raises the first fault, after all."""
+        slots = asyncio.Semaphore(self._patience.recipients_at_once)
+
+        async def attempt(row: RecipientRecord) -> datetime | None:
+            async with slots:
+                return await self._attempt(round_, row.recipient)
+
+        results = await asyncio.gather(*map(attempt, rows), return_exceptions=True)
+        times = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            if result is not None:
+                times.append(result)
+        return times
+
+    async def _attempt(self, round_: _Round, recipient: str) -> datetime | None:
+        """One recipient's turn; returns when this ticket must come again for it, None when it must not."""
+        email = round_.email
+        usable_at = self._pool.usable_at(email.stream, self._return_path(email, recipient))
+        if usable_at > self._clock():
+            return usable_at
+        claimed = await self._ledger.claim(
+            email.id, recipient, ticket_id=round_.ticket_id, lifetime_seconds=self._patience.claim_seconds
+        )
+        if isinstance(claimed, RecipientRecord):
+            return self._comes_again(claimed, round_.ticket_id)
+        failpoint("deliver.claimed")
+        async with Hold(self._ledger, claimed, claim_seconds=self._patience.claim_seconds) as hold:
+            try:
+                return await self._send(round_, hold)
+            except ClaimLost as lost:
+                self._log_attempt(email, recipient, disposition="claim-lost", reason=str(lost))
+                return self._in(self._patience.claim_seconds)
+
+    def _comes_again(self, row: RecipientRecord, ticket_id: str) -> datetime | None:
+        """For a row that is not due only its current ticket goes on; any other has nothing left to do."""
+        if not _is_open(row) or row.ticket_id != ticket_id:
+            return None
+        at = row.claim_until if row.disposition is Disposition.SENDING else row.next_attempt_at
+        if at is None and row.disposition is Disposition.UNKNOWN:
+            return None  # on_unknown = hold: an operator's turn
+        soon = self._in(1)
+        return max(at, soon) if at else self._in(LOOK_AGAIN_SECONDS)
+
+    async def _send(self, round_: _Round, hold: Hold) -> datetime | None:
+        email, recipient = round_.email, hold.claim.recipient
+        try:
+            result = await self._pool.send(
+                self._return_path(email, recipient),
+                recipient,
+                round_.octets,
+                before_dot=hold.record_dot_sent,
+                stream=email.stream,
+            )
+        except RelayUnusable:
+            await self._ledger.release_claim(hold.claim)
+            return max(self._pool.usable_at(email.stream, self._return_path(email, recipient)), self._in(1))
+        except Deferred as deferred:
+            await self._record_deferred(email, hold, deferred)
+        except Refused as refused:
+            await self._record_refused(email, hold, refused)
+        except OutcomeUnknown as unknown:
+            await self._record_unknown(email, hold, unknown)
+        except BaseException:
+            await hold.give_back()
+            raise
+        else:
+            await self._record_relayed(email, hold, result)
+        return None
+
+    async def _record_relayed(self, email: EmailRecord, hold: Hold, result: RelayResult) -> None:
+        await self._firmly(lambda: self._ledger.record_relayed(hold.claim, relay=result.relay, reply=result.reply))
+        failpoint("deliver.recorded")
+        self._log_attempt(
+            email, hold.claim.recipient, relay=result.relay, disposition="relayed", reply=str(result.reply)
+        )
+
+    async def _record_deferred(self, email: EmailRecord, hold: Hold, deferred: Deferred) -> None:
+        claim, reply, relay = hold.claim, deferred.reply, deferred.relay
+        wait_seconds = self._ladder.delay_seconds(claim.attempt, jitter=self._jitter())
+        if wait_seconds is None:
+            reason = f"given up after {claim.attempt} attempts"
+            await self._record_failed(email, hold, deferred, reason)
+            return
+        due_at = min(self._in(wait_seconds), email.expires_at)  # not later: then it expires, on time
+        ticket_id = new_id()
+        await self._firmly(
+            lambda: self._ledger.record_delayed(
+                hold.claim,
+                relay=relay,
+                reply=reply,
+                reason=str(deferred.owner),
+                next_attempt_at=due_at,
+                ticket_id=ticket_id,
+                climbs=True,
+            )
+        )
+        failpoint("deliver.recorded")
+        self._log_attempt(email, claim.recipient, relay=relay, disposition="delayed", reply=str(reply))
+        await self._publish_retry(email, claim.recipient, ticket_id, claim.attempt, due_at)
+
+    async def _record_refused(self, email: EmailRecord, hold: Hold, refused: Refused) -> None:
+        if refused.owner is FaultOwner.OURS:
+            await self._ledger.release_claim(hold.claim)
+            await self._hold(email, f"must not be sent: {refused.reply.text}")
+            return
+        await self._record_failed(email, hold, refused, str(refused.owner))
+
+    async def _record_failed(self, email: EmailRecord, hold: Hold, why: Deferred | Refused, reason: str) -> None:
+        await self._firmly(
+            lambda: self._ledger.record_failed(hold.claim, relay=why.relay, reply=why.reply, reason=reason)
+        )
+        failpoint("deliver.recorded")
+        self._log_attempt(
+            email,
+            hold.claim.recipient,
+            relay=why.relay,
+            disposition="failed",
+            reply=str(why.reply),
+            reason=reason,
+        )
+
+    async def _record_unknown(self, email: EmailRecord, hold: Hold, unknown: OutcomeUnknown) -> None:
+        claim, ticket_id = hold.claim, new_id()
+        row = await self._firmly(
+            lambda: self._ledger.record_unknown(
+                hold.claim, relay=unknown.relay, reason=str(unknown), ticket_id=ticket_id
+            )
+        )
+        failpoint("deliver.recorded")
+        self._log_attempt(email, claim.recipient, relay=unknown.relay, disposition="unknown", reason=str(unknown))
+        if row.next_attempt_at is not None:
+            await self._publish_retry(email, claim.recipient, ticket_id, claim.attempt, row.next_attempt_at)
+
+    async def _publish_retry(
+        self, email: EmailRecord, recipient: str, ticket_id: str, attempt: int, due_at: datetime
+    ) -> None:
+        ticket = retry_ticket(
+            email_id=email.id,
+            recipient=recipient,
+            ticket_id=ticket_id,
+            stream=email.stream,
+            attempt=attempt,
+            due_at=due_at,
+        )
+        await self._publish([ticket])
+        failpoint("deliver.published")
+
+    async def _firmly(self, record: Callable[[], Awaitable[T]]) -> T:
+        """Records what a relay said, again and again while the store is away: the word cannot be asked for twice."""
+        deadline = asyncio.get_running_loop().time() + self._patience.record_seconds
+        while True:
+            try:
+                return await record()
+            except (StoreUnavailable, StorageFault):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(self._patience.record_again_seconds)
+
+    def _return_path(self, email: EmailRecord, recipient: str) -> str:
+        """Where bounces of this recipient go; one address for all until bounces have a mailbox."""
+        return parse_address(self._mail_from).mailbox if self._mail_from else ""
+
+    def _log_attempt(
+        self,
+        email: EmailRecord,
+        recipient: str,
+        *,
+        disposition: str,
+        relay: str = "",
+        reply: str = "",
+        reason: str = "",
+    ) -> None:
+        self._log.email_attempted(
+            email.id, recipient=recipient, relay=relay, disposition=disposition, reply=reply, reason=reason
+        )
+
+    def _in(self, seconds: float) -> datetime:
+        return self._clock() + timedelta(seconds=seconds)
+
+    def _later(self, seconds: float) -> Later:
+        return Later(at=self._in(seconds), climbs=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """One email under one ticket."""
+
+    email: EmailRecord
+    octets: bytes
+    ticket_id: str
+
+
+def _is_open(row: RecipientRecord) -> bool:
+    return not row.disposition.is_final and row.disposition not in _WAITS_FOR_A_PERSON

@@ -1,0 +1,268 @@
+"""The worker: leases tickets, runs their handlers side by side, and settles what became of each.
+
+A handler gets a ticket and returns Done or Later, or raises; it never sees the broker.  It records before it returns, so
+the ticket goes last.  What it raises decides alone what happens next:
+    TransientFailure, ours or the relay's   a fixed step later, not counted: nothing was tried
+    TransientFailure of anyone else         the ladder; when that is exhausted, dead
+    PermanentFailure                        dead, with its text as the reason
+    LeaseLost                               nothing: the ticket is somebody else's now
+    anything else, the deadline too         the ladder: a fault that always comes must not come for ever
+Promises: the loop outlives every handler and every fault of the queue; each failure is told to the observer.
+On stop it leases no more, lets handlers finish for `grace_seconds`, then ends them and gives their tickets back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, TransientFailure
+from gateway.queue.broker import Broker, Consumer, Dead, Done, Later, Lease, Outcome, Release
+from gateway.queue.ladder import Ladder
+from gateway.queue.ticket import Ticket, fresh_queue
+from gateway.runtime import Clock, Stop, failpoint, utc_now
+
+Handler = Callable[[Ticket], Awaitable[Done | Later]]
+Gate = Callable[[], Awaitable[object]]
+
+FIXED_STEP_SECONDS = 30.0
+_GATE_SECONDS = 0.05
+_CLEANUP_SECONDS = 5.0
+
+
+class Observer(Protocol):
+    """Whoever counts and logs failures; the mail log is one."""
+
+    def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None: ...
+
+
+async def work(
+    broker: Broker,
+    *,
+    queues: Mapping[str, int],
+    handlers: Mapping[str, Handler],
+    concurrency: int,
+    stop: Stop,
+    ladder: Ladder,
+    observer: Observer,
+    clock: Clock = utc_now,
+    handler_seconds: float = 900,
+    grace_seconds: float = 30,
+    gate: Gate | None = None,
+    jitter: Callable[[], float] = random.random,
+    probe_seconds: float = 5,
+) -> None:
+    """Works `queues` (name → weight) until `stop`; `handlers` has one for each kind, by the name of its fresh queue.
+
+    `gate()` returns when there is any use in leasing (a relay is usable); while it does not, tickets stay ready.
+    While the queue cannot be reached it is probed every `probe_seconds`.
+    """
+    missing = sorted({fresh_queue(name) for name in queues} - set(handlers))
+    if missing:
+        raise ValueError(f"no handler for {', '.join(missing)}")
+    rules = _Rules(ladder=ladder, observer=observer, clock=clock, jitter=jitter)
+    bench = _Bench(handlers=handlers, rules=rules, handler_seconds=handler_seconds, probe_seconds=probe_seconds)
+    while not stop.is_set:
+        try:
+            async with (
+                broker.consume(queues, concurrency=concurrency, lease_seconds=handler_seconds + 60) as consumer,
+                bench.closing(grace_seconds),
+            ):
+                await _lease(consumer, bench, stop=stop, gate=gate)
+        except QueueUnavailable as error:
+            await bench.sit_out(error, stop)
+
+
+async def _lease(consumer: Consumer, bench: _Bench, *, stop: Stop, gate: Gate | None) -> None:
+    """Hands leases to the bench until stop; an outage of the queue does not disturb the handlers at work."""
+    stopping = asyncio.create_task(_stop_with(consumer, stop))
+    try:
+        while not stop.is_set:
+            try:
+                await _lease_on(consumer, bench, gate=gate)
+            except QueueUnavailable as error:
+                await bench.sit_out(error, stop)
+    finally:
+        stopping.cancel()
+
+
+async def _lease_on(consumer: Consumer, bench: _Bench, *, gate: Gate | None) -> None:
+    resuming: asyncio.Task[None] | None = None
+    try:
+        async for lease in consumer:
+            if gate is None or await _is_open(gate):
+                bench.take(lease)
+            else:
+                consumer.pause()
+                resuming = asyncio.create_task(_resume_with(consumer, gate))
+                await bench.settle(lease, Release())
+    finally:
+        if resuming is not None:
+            resuming.cancel()
+
+
+async def _resume_with(consumer: Consumer, gate: Gate) -> None:
+    await gate()
+    consumer.resume()
+
+
+async def _stop_with(consumer: Consumer, stop: Stop) -> None:
+    await stop.wait()
+    consumer.stop()
+
+
+async def _is_open(gate: Gate) -> bool:
+    try:
+        async with asyncio.timeout(_GATE_SECONDS):
+            await gate()
+    except TimeoutError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """What a failure leads to."""
+
+    ladder: Ladder
+    observer: Observer
+    clock: Clock
+    jitter: Callable[[], float]
+
+    def after(self, ticket: Ticket, error: BaseException) -> Outcome:
+        """The outcome of a failed handler, told to the observer."""
+        outcome: Outcome
+        if isinstance(error, LeaseLost):
+            outcome, next_step = Release(), "left to whoever holds the ticket now"
+        elif isinstance(error, PermanentFailure):
+            outcome, next_step = self._dead(error)
+        elif isinstance(error, TransientFailure) and error.owner in (FaultOwner.OURS, FaultOwner.RELAY):
+            outcome, next_step = self._later(FIXED_STEP_SECONDS, climbs=False)
+        else:
+            outcome, next_step = self._climb(ticket, error)
+        self.observer.handler_failed(ticket.queue, ticket.id, error=error, next_step=next_step)
+        return outcome
+
+    def _climb(self, ticket: Ticket, error: BaseException) -> tuple[Outcome, str]:
+        seconds = self.ladder.delay_seconds(ticket.attempt + 1, jitter=self.jitter())
+        if seconds is None:
+            return self._dead(error)
+        return self._later(seconds, climbs=True)
+
+    def _later(self, seconds: float, *, climbs: bool) -> tuple[Outcome, str]:
+        outcome = Later(at=self.clock() + timedelta(seconds=seconds), climbs=climbs)
+        return outcome, f"again in {seconds:.0f} s"
+
+    def _dead(self, error: BaseException) -> tuple[Outcome, str]:
+        return Dead(reason=f"{type(error).__name__}: {error}"), "dead letter"
+
+
+class _HandlerTimedOut(Exception):
+    """The handler did not come back within its deadline."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Bench:
+    """The handlers at work."""
+
+    handlers: Mapping[str, Handler]
+    rules: _Rules
+    handler_seconds: float
+    probe_seconds: float
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _deadlines: set[asyncio.Timeout] = field(default_factory=set)
+    _is_over: bool = False
+
+    def take(self, lease: Lease) -> None:
+        task = asyncio.create_task(self._handle(lease))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @asynccontextmanager
+    async def closing(self, grace_seconds: float) -> AsyncIterator[None]:
+        """On leaving: handlers get their grace, then their deadline is now, and their tickets go back."""
+        self._is_over = False
+        try:
+            yield
+        finally:
+            try:
+                await self._finish(grace_seconds)
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+
+    async def _finish(self, grace_seconds: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_seconds)
+        self._is_over = True
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(asyncio.get_running_loop().time())
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLEANUP_SECONDS)
+
+    async def _handle(self, lease: Lease) -> None:
+        outcome = await self._outcome_of(lease)
+        failpoint("worker.handled")
+        await self.settle(lease, outcome)
+
+    async def _outcome_of(self, lease: Lease) -> Outcome:
+        ticket = lease.ticket
+        try:
+            return await self._run(self.handlers[fresh_queue(ticket.queue)], ticket)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return self.rules.after(ticket, error)  # something inside was cancelled, not we
+        # Broad, panics of extension modules included: a ticket that breaks its handler must not break the loop.
+        except BaseException as error:  # noqa: BLE001
+            if self._is_over and isinstance(error, _HandlerTimedOut):
+                return Release()
+            return self.rules.after(ticket, error)
+
+    async def _run(self, handler: Handler, ticket: Ticket) -> Outcome:
+        deadline = asyncio.timeout(self.handler_seconds)
+        try:
+            async with deadline:
+                self._deadlines.add(deadline)
+                outcome = await handler(ticket)
+        except TimeoutError:
+            if deadline.expired():
+                raise _HandlerTimedOut(f"no result within {self.handler_seconds:g} s") from None
+            raise
+        finally:
+            self._deadlines.discard(deadline)
+        if not isinstance(outcome, Done | Later):
+            raise TypeError(f"a handler returns Done or Later, not {outcome!r}")
+        return outcome
+
+    async def settle(self, lease: Lease, outcome: Outcome) -> None:
+        """Settles, again and again while the queue cannot be reached; at the end the lease's own end must do."""
+        while True:
+            try:
+                await lease.settle(outcome)
+            except LeaseLost as error:
+                self._tell(lease, error, "left to whoever holds the ticket now")
+            except QueueUnavailable as error:
+                self._tell(lease, error, f"settles again in {self.probe_seconds:g} s")
+                if not self._is_over:
+                    await asyncio.sleep(self.probe_seconds)
+                    continue
+            return
+
+    async def sit_out(self, error: BaseException, stop: Stop) -> None:
+        """Tells of an outage of the queue and waits before the next try."""
+        next_step = f"leases again in {self.probe_seconds:g} s"
+        self.rules.observer.handler_failed("+".join(self.handlers), "", error=error, next_step=next_step)
+        await stop.wait(self.probe_seconds)
+
+    def _tell(self, lease: Lease, error: BaseException, next_step: str) -> None:
+        self.rules.observer.handler_failed(lease.ticket.queue, lease.ticket.id, error=error, next_step=next_step)

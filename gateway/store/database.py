@@ -1,0 +1,165 @@
+"""The seam to the database: work is a plain function on a SQLAlchemy Core connection, run in one transaction.
+
+Every verb of the store is such work, so the same verbs run on SQLite today and on PostgreSQL later.
+Promises: `write` returns after a durable commit, or nothing of its work happened; a database that does not answer is
+StoreUnavailable, soon, and is used again as soon as it is back; errors of the work itself reach the caller as they are.
+Limits: work must fetch its results, may run again only if the caller says so, and never ends the transaction itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import sqlalchemy as sa
+from sqlalchemy.pool import StaticPool
+
+from gateway.errors import Problem, SettingsError, StorageFault, StoreUnavailable
+from gateway.sqlite_file import SqliteFile
+
+if TYPE_CHECKING:
+    from gateway.sqlite_file import Connection
+
+T = TypeVar("T")
+Work = Callable[[sa.Connection], T]
+
+_SQLITE_ERROR = 1  # the statement's own fault, not the file's
+
+
+class Bell(Protocol):
+    """Wakes its waiter after commits; what was rung before the wait is not lost."""
+
+    async def wait(self, timeout_seconds: float) -> bool: ...
+
+
+class Database(Protocol):
+    """What the verbs of the store need of a database engine."""
+
+    async def write(self, work: Work[T], *, rings: bool = True, size: int = 0) -> T:
+        """Runs `work` in one transaction and returns its result after the commit.
+
+        `rings=False` wakes nobody; `size` is how many bytes it will write, where that is many.
+        """
+        ...
+
+    async def read(self, work: Work[T]) -> T:
+        """Runs `work` on one snapshot that holds the last commit."""
+        ...
+
+    def bell(self) -> AbstractAsyncContextManager[Bell]:
+        """A bell that rings after commits of any process."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class SqliteDatabase:
+    """A database in one SQLite file, shared by the processes of one machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = SqliteFile(path)
+        self._kept = threading.local()
+
+    async def open(self) -> None:
+        with _fault_is_unavailability():
+            await self._file.open()
+
+    async def close(self) -> None:
+        await self._file.close()
+
+    async def write(self, work: Work[T], *, rings: bool = True, size: int = 0) -> T:
+        with _fault_is_unavailability():
+            return await self._file.write(lambda raw: self._run(raw, work), rings=rings, size=size)
+
+    async def read(self, work: Work[T]) -> T:
+        with _fault_is_unavailability():
+            return await self._file.read(lambda raw: self._run(raw, work))
+
+    @asynccontextmanager
+    async def bell(self) -> AsyncIterator[Bell]:
+        with _fault_is_unavailability():
+            async with self._file.bell() as bell:
+                yield bell
+
+    def _run(self, raw: Connection, work: Work[T]) -> T:
+        try:
+            return work(self._connection(raw))
+        except sa.exc.DBAPIError as error:
+            # The file's own thread must see its fault bare, to open the file anew.
+            if error.orig is not None and _blames_the_file(error):
+                raise error.orig from None
+            raise
+
+    def _connection(self, raw: Connection) -> sa.Connection:
+        """The SQLAlchemy side of this thread's connection, which lives as long as that does.
+
+        Transactions are the file's business: SQLAlchemy is kept from sending BEGIN, COMMIT or ROLLBACK of its own.
+        """
+        known, connection = getattr(self._kept, "pair", (None, None))
+        if known is not raw or connection is None:
+            engine = sa.create_engine(
+                "sqlite://",
+                creator=lambda: raw,
+                poolclass=StaticPool,
+                pool_reset_on_return=None,
+                skip_autocommit_rollback=True,
+            )
+            connection = engine.connect()
+            self._kept.pair = (raw, connection)
+        return connection
+
+
+async def open_database(url: str) -> Database:
+    """Opens the database a URL names and brings its schema up to date; raises SettingsError or StoreUnavailable."""
+    from gateway.store.migrations import upgrade
+
+    database = SqliteDatabase(_sqlite_path(url))
+    await database.open()
+    try:
+        await upgrade(database)
+    except BaseException:
+        await database.close()
+        raise
+    return database
+
+
+def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, Any]) -> int:
+    """Inserts the rows whose keys are not taken yet; returns how many were inserted."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        statement: Any = postgresql_insert(table).on_conflict_do_nothing()
+    else:
+        from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+        statement = sqlite_insert(table).on_conflict_do_nothing()
+    return sum(connection.execute(statement, row).rowcount for row in rows)
+
+
+def _sqlite_path(url: str) -> Path:
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        return Path(unquote(url.removeprefix("sqlite:///")))
+    scheme = urlsplit(url).scheme
+    if scheme in {"postgresql", "postgres"}:
+        text = "postgresql:// comes in a later version; this one has sqlite:///PATH"
+    else:
+        text = f"{scheme or 'this'} is not a database this version has; it has sqlite:///PATH"
+    raise SettingsError([Problem("database_url", text)])
+
+
+def _blames_the_file(error: sa.exc.DBAPIError) -> bool:
+    if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError | sa.exc.DataError):
+        return False
+    return getattr(error.orig, "sqlite_errorcode", _SQLITE_ERROR) & 0xFF != _SQLITE_ERROR
+
+
+@contextmanager
+def _fault_is_unavailability() -> Iterator[None]:
+    try:
+        yield
+    except StorageFault as error:
+        raise StoreUnavailable(str(error)) from error

@@ -1,0 +1,345 @@
+"""Mails: what came in, and what became of it for each recipient.  One verb per fact, one transaction per recipient.
+
+A mail's row and its pending deliveries are inserted if absent: the same mail id again is a redelivery and no record.  Each
+delivery then ends alone: `record_delivered` writes delivery, post, attachments and both events together.
+Promises: a delivery once final is never changed, so that every verb may be called again after a crash; the octets are
+kept exactly as received (up to 256 KiB in a row, beyond that in the blob store).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.contract.events import EventType
+from gateway.errors import StoreUnavailable
+from gateway.mail.disposition import Disposition
+from gateway.mail.envelope import Envelope
+from gateway.mail.ids import new_id
+from gateway.reply import Reply
+from gateway.runtime import Clock
+from gateway.store import posts, timeline
+from gateway.store.blobs import BlobStore
+from gateway.store.database import Database, insert_absent
+from gateway.store.journal import Fact, Journal
+from gateway.store.posts import NewPost
+from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, mail_octets, mails
+
+_EVENTS: dict[Disposition, EventType] = {
+    Disposition.HELD: "mail.held",
+    Disposition.FAILED: "mail.failed",
+    Disposition.DISCARDED: "mail.discarded",
+    Disposition.DEAD: "mail.dead",
+    Disposition.DUPLICATE: "mail.duplicate",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRecord:
+    """What became of one recipient of a mail, so far."""
+
+    id: str
+    mail_id: str
+    rcpt_to: str
+    disposition: Disposition
+    reason: str
+    mailbox: str
+    post_id: str | None
+    attempts: int
+    next_attempt_at: datetime | None
+
+
+class Mails:
+    """The verbs of inbound work, and the lists."""
+
+    def __init__(self, database: Database, blobs: BlobStore, *, clock: Clock, hostname: str) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._journal = Journal(database, clock=clock, hostname=hostname)
+
+    async def record_received(
+        self, envelope: Envelope, octets_or_blob: bytes | str, size: int, sha256: str, *, subject: str = ""
+    ) -> bool:
+        """Keeps a mail and a pending delivery per recipient; True when the mail was new.
+
+        `octets_or_blob` is the octets, or the digest of the blob they are in.  A further ticket of the same mail adds its
+        recipients; a subject learnt later fills an empty one.
+        """
+        content = octets_or_blob
+        if isinstance(content, bytes) and len(content) > MAX_ROW_BYTES:
+            content = await self._blobs.put(content)
+        kept = {"blob": content} if isinstance(content, str) else {"octets": content}
+
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now}
+            is_new = _insert_mail(connection, envelope, facts, kept)
+            added = _insert_deliveries(connection, envelope, now)
+            if added:
+                data = {"mail_from": envelope.mail_from, "recipients": added, "size": size, "door": envelope.door}
+                fact = Fact(subject=envelope.mail_id, step="received", event="mail.received", data=data)
+                self._journal.note(connection, now, fact)
+            return is_new
+
+        return await self._journal.record("received", work, size=len(content))
+
+    async def record_delivered(self, mail_id: str, rcpt_to: str, mailbox: str, post: NewPost, reason: str = "") -> str | None:
+        """Writes the post and ends the delivery; where it is final already nothing, and returns the post's id of then."""
+
+        def work(connection: sa.Connection, now: datetime) -> str | None:
+            row = _delivery(connection, mail_id, rcpt_to)
+            if row.disposition.is_final:
+                return row.post_id
+            post_id = posts.insert_post(connection, post, mail_id=mail_id)
+            _update(connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id)
+            self._note_delivered(connection, now, row, post, post_id, mailbox=mailbox, reason=reason)
+            return post_id
+
+        size = len(post.text) + len(post.html or "")
+        return await self._journal.record("delivered", work, size=size)
+
+    async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
+        """The mail waits for a person; False where that (or something final) was recorded already."""
+        return await self._end(mail_id, rcpt_to, mailbox, Disposition.HELD, reason)
+
+    async def record_failed(
+        self, mail_id: str, rcpt_to: str, mailbox: str, reason: str, reply: Reply | None = None
+    ) -> bool:
+        """We gave up, and whom it concerns is told."""
+        return await self._end(mail_id, rcpt_to, mailbox, Disposition.FAILED, reason, reply)
+
+    async def record_discarded(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
+        """The mailbox wants nothing made of it."""
+        return await self._end(mail_id, rcpt_to, mailbox, Disposition.DISCARDED, reason)
+
+    async def record_dead(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
+        """An operator's turn."""
+        return await self._end(mail_id, rcpt_to, mailbox, Disposition.DEAD, reason)
+
+    async def record_deferred(
+        self,
+        mail_id: str,
+        rcpt_to: str,
+        *,
+        reason: str,
+        attempts: int,
+        next_attempt_at: datetime,
+        mailbox: str = "",
+        reply: Reply | None = None,
+    ) -> bool:
+        """The attempt, the `attempts`-th, did not succeed; False where something final was recorded already."""
+
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            row = _delivery(connection, mail_id, rcpt_to)
+            if row.disposition.is_final:
+                return False
+            facts = {"reason": reason, "attempts": attempts, "next_attempt_at": next_attempt_at}
+            kept = facts | {"mailbox": mailbox or row.mailbox} | _reply_values(reply)
+            _update(connection, row, now, disposition=Disposition.PENDING, **kept)
+            fact = Fact(subject=mail_id, step="deferred", recipient=rcpt_to, data=as_json(facts))
+            self._journal.note(connection, now, fact)
+            return True
+
+        return await self._journal.record("mail_deferred", work)
+
+    async def delivery_state(self, mail_id: str, rcpt_to: str) -> DeliveryRecord | None:
+        def work(connection: sa.Connection) -> DeliveryRecord | None:
+            return next(iter(_deliveries(connection, mail_id, rcpt_to)), None)
+
+        return await self._database.read(work)
+
+    async def deliveries(self, mail_id: str) -> list[DeliveryRecord]:
+        """Every recipient's delivery, in the envelope's order."""
+        return await self._database.read(lambda connection: _deliveries(connection, mail_id))
+
+    async def octets(self, mail_id: str) -> bytes | None:
+        """The exact octets as received, None for an unknown mail."""
+        query = sa.select(mail_octets.c.octets, mail_octets.c.blob).where(mail_octets.c.mail_id == mail_id)
+        row = await self._database.read(lambda connection: connection.execute(query).first())
+        if row is None:
+            return None
+        return row.octets if row.blob is None else await self._blobs.get(row.blob)
+
+    async def list_mails(
+        self,
+        *,
+        id: str | None = None,
+        mail_from: str | None = None,
+        rcpt_to: str | None = None,
+        mailbox: str | None = None,
+        disposition: str | None = None,
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """The newest `limit` (mail, recipient) pairs, oldest first, ready for JSON; `id` may be the beginning of one."""
+        query = _LIST if id is None else _LIST.where(mails.c.id.startswith(id, autoescape=True))
+        wanted = {
+            mails.c.mail_from: mail_from,
+            deliveries.c.rcpt_to: rcpt_to,
+            deliveries.c.mailbox: mailbox,
+            deliveries.c.disposition: disposition,
+        }
+        query = query.where(*(column == value for column, value in wanted.items() if value is not None)).limit(limit)
+        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [as_json(row) for row in reversed(rows)]
+
+    async def story(self, mail_id: str) -> dict[str, Any] | None:
+        """Everything about one mail, ready for JSON."""
+        return await self._database.read(lambda connection: _story(connection, mail_id))
+
+    async def list_posts(
+        self, *, id: str | None = None, mailbox: str | None = None, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest `limit` posts, oldest first, ready for JSON."""
+        return await self._database.read(
+            lambda connection: posts.list_posts(connection, id=id, mailbox=mailbox, limit=limit)
+        )
+
+    async def post(self, post_id: str) -> dict[str, Any] | None:
+        """One post with its attachments, ready for JSON."""
+        return await self._database.read(lambda connection: posts.post(connection, post_id))
+
+    async def post_story(self, post_id: str) -> dict[str, Any] | None:
+        """One post and its timeline, ready for JSON."""
+
+        def work(connection: sa.Connection) -> dict[str, Any] | None:
+            found = posts.post(connection, post_id)
+            return None if found is None else found | {"timeline": timeline.story(connection, post_id)}
+
+        return await self._database.read(work)
+
+    async def find(self, prefix: str) -> list[tuple[str, str]]:
+        """The (kind, id) of every mail, email or post whose id begins so."""
+        return await self._database.read(lambda connection: timeline.find(connection, prefix))
+
+    async def _end(
+        self,
+        mail_id: str,
+        rcpt_to: str,
+        mailbox: str,
+        disposition: Disposition,
+        reason: str,
+        reply: Reply | None = None,
+    ) -> bool:
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            row = _delivery(connection, mail_id, rcpt_to)
+            if row.disposition.is_final or (row.disposition, row.reason) == (disposition, reason):
+                return False
+            _update(connection, row, now, disposition=disposition, reason=reason, mailbox=mailbox, **_reply_values(reply))
+            data = {"mailbox": mailbox, "reason": reason, "delivery_id": row.id} | ({"reply": str(reply)} if reply else {})
+            fact = Fact(subject=mail_id, step=disposition, recipient=rcpt_to, event=_EVENTS[disposition], data=data)
+            self._journal.note(connection, now, fact)
+            return True
+
+        return await self._journal.record(f"mail_{disposition}", work)
+
+    def _note_delivered(
+        self,
+        connection: sa.Connection,
+        now: datetime,
+        row: DeliveryRecord,
+        post: NewPost,
+        post_id: str,
+        *,
+        mailbox: str,
+        reason: str,
+    ) -> None:
+        told = {"mailbox": mailbox, "post_id": post_id, "reason": reason, "delivery_id": row.id}
+        delivered = Fact(subject=row.mail_id, step="delivered", recipient=row.rcpt_to, event="mail.delivered", data=told)
+        self._journal.note(connection, now, delivered)
+        made = {"mailbox": mailbox, "kind": post.kind, "mail_id": row.mail_id, "attachments": len(post.attachments)}
+        created = Fact(subject=post_id, step="created", recipient=row.rcpt_to, event="post.created", data=made)
+        self._journal.note(connection, now, created)
+
+
+_LIST = (
+    sa.select(
+        mails.c.id,
+        mails.c.received_at,
+        mails.c.mail_from,
+        deliveries.c.rcpt_to,
+        deliveries.c.mailbox,
+        deliveries.c.disposition,
+        deliveries.c.reason,
+        mails.c.sha256,
+        mails.c.size,
+        mails.c.subject,
+        deliveries.c.post_id,
+        deliveries.c.duplicate_of,
+        deliveries.c.attempts,
+        deliveries.c.next_attempt_at,
+    )
+    .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
+    .order_by(mails.c.received_at.desc(), mails.c.id.desc(), deliveries.c.position.desc(), deliveries.c.id.desc())
+)
+
+
+def _insert_mail(
+    connection: sa.Connection, envelope: Envelope, facts: dict[str, Any], kept: dict[str, bytes | str]
+) -> bool:
+    names = ("received_at", "mail_from", "door", "client", "helo", "tls", "auth")
+    values = {name: getattr(envelope, name) for name in names} | facts | {"id": envelope.mail_id}
+    is_new = bool(insert_absent(connection, mails, values))
+    if is_new:
+        connection.execute(sa.insert(mail_octets), kept | {"mail_id": envelope.mail_id})
+    elif facts["subject"]:
+        nameless = sa.and_(mails.c.id == envelope.mail_id, mails.c.subject == "")
+        connection.execute(sa.update(mails).where(nameless).values(subject=facts["subject"]))
+    return is_new
+
+
+def _insert_deliveries(connection: sa.Connection, envelope: Envelope, now: datetime) -> list[str]:
+    """Inserts what is absent; returns the recipients added."""
+    common = {"mail_id": envelope.mail_id, "disposition": Disposition.PENDING, "updated_at": now}
+    rows = (
+        common | {"id": new_id(), "rcpt_to": rcpt_to, "position": position}
+        for position, rcpt_to in enumerate(envelope.rcpt_to)
+    )
+    return [row["rcpt_to"] for row in rows if insert_absent(connection, deliveries, row)]
+
+
+def _deliveries(connection: sa.Connection, mail_id: str, rcpt_to: str | None = None) -> list[DeliveryRecord]:
+    names = DeliveryRecord.__dataclass_fields__
+    query = sa.select(*(deliveries.c[name] for name in names)).where(deliveries.c.mail_id == mail_id)
+    if rcpt_to is not None:
+        query = query.where(deliveries.c.rcpt_to == rcpt_to)
+    rows = connection.execute(query.order_by(deliveries.c.position, deliveries.c.id)).mappings()
+    return [DeliveryRecord(**{**row, "disposition": Disposition(row["disposition"])}) for row in rows]
+
+
+def _delivery(connection: sa.Connection, mail_id: str, rcpt_to: str) -> DeliveryRecord:
+    found = _deliveries(connection, mail_id, rcpt_to)
+    if not found:
+        raise LookupError(f"no delivery of mail {mail_id} to {rcpt_to}")
+    return found[0]
+
+
+def _update(connection: sa.Connection, row: DeliveryRecord, now: datetime, **values: Any) -> None:
+    values = {"next_attempt_at": None, "updated_at": now} | values
+    # On a database with several writers another one may have ended it since it was read.
+    still = sa.and_(deliveries.c.id == row.id, deliveries.c.disposition == row.disposition)
+    if connection.execute(sa.update(deliveries).where(still).values(values)).rowcount != 1:
+        raise StoreUnavailable(f"delivery {row.id} changed meanwhile")
+
+
+def _reply_values(reply: Reply | None) -> dict[str, Any]:
+    if reply is None:
+        return {}
+    return {"reply_code": reply.code, "reply_enhanced": reply.enhanced_status, "reply_text": reply.text}
+
+
+def _story(connection: sa.Connection, mail_id: str) -> dict[str, Any] | None:
+    mail = connection.execute(sa.select(mails).where(mails.c.id == mail_id)).mappings().first()
+    if mail is None:
+        return None
+    facts = as_json(mail)
+    del facts["sequence"]
+    query = sa.select(deliveries).where(deliveries.c.mail_id == mail_id)
+    found = connection.execute(query.order_by(deliveries.c.position, deliveries.c.id)).mappings()
+    return facts | {"recipients": [_told(row) for row in found], "timeline": timeline.story(connection, mail_id)}
+
+
+def _told(row: sa.RowMapping) -> dict[str, Any]:
+    hidden = {"id", "mail_id", "position"}
+    return {key: value for key, value in as_json(row).items() if key not in hidden and value not in (None, "", 0)}

@@ -1,0 +1,60 @@
+"""The timeline: every step in the life of a mail, an email or a post, in the order it was recorded.
+
+Lines are written inside the transactions of the verbs, never by themselves; `gateway show` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.store.schema import emails, mails, posts, rejections, timeline
+
+MAX_FOUND = 10
+_LETTERS = frozenset("0123456789abcdef-")
+
+
+def append(
+    connection: sa.Connection, subject: str, step: str, *, at: datetime, recipient: str = "", data: Mapping[str, Any]
+) -> None:
+    """Writes one line."""
+    values = {"subject": subject, "step": step, "at": at, "recipient": recipient, "data": dict(data)}
+    connection.execute(sa.insert(timeline), values)
+
+
+def story(connection: sa.Connection, subject: str) -> list[dict[str, Any]]:
+    """The lines of one subject, oldest first, ready for JSON."""
+    query = sa.select(timeline).where(timeline.c.subject == subject).order_by(timeline.c.id)
+    return [
+        {"at": row.at.isoformat(), "step": row.step, "recipient": row.recipient, "data": row.data}
+        for row in connection.execute(query)
+    ]
+
+
+def find(connection: sa.Connection, prefix: str) -> list[tuple[str, str]]:
+    """The (kind, id) of mails, emails and posts whose id begins with `prefix`, at most `MAX_FOUND`.
+
+    A request that never became an email is found as an email.
+    """
+    prefix = prefix.strip().lower()
+    if not prefix or not set(prefix) <= _LETTERS:
+        return []
+    found: dict[str, str] = {}
+    for kind, column in (
+        ("mail", mails.c.id),
+        ("email", emails.c.id),
+        ("post", posts.c.id),
+        ("email", rejections.c.request_id),
+    ):
+        query = sa.select(column).distinct().where(_begins(column, prefix)).order_by(column).limit(MAX_FOUND)
+        for identity in connection.execute(query).scalars():
+            found.setdefault(identity, kind)
+    return [(kind, identity) for identity, kind in sorted(found.items())][:MAX_FOUND]
+
+
+def _begins(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
+    # "g" comes right behind every letter of an id: a range the primary key's index can serve.
+    return sa.and_(column >= prefix, column < prefix + "g")

@@ -1,0 +1,206 @@
+"""A real door before a real queue; for ingest a real store, cage and worker as well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cage import Cage
+from gateway.inbound.ingest import Ingest
+from gateway.inbound.intake import Intake, IntakeLimits
+from gateway.inbound.mailboxes.postmaster import Postmaster
+from gateway.inbound.mailboxes.posts import Posts
+from gateway.inbound.router import MailboxRoute, Router
+from gateway.inbound.smtp_door import DoorLimits, SmtpDoor
+from gateway.maillog import MailLog
+from gateway.queue.ladder import Ladder
+from gateway.queue.sqlite import SqliteBroker
+from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
+from gateway.queue.worker import work
+from gateway.runtime import Stop, utc_now
+from gateway.store.blobs import FileBlobStore
+from gateway.store.database import Database, open_database
+from gateway.store.mails import Mails
+
+ROUTES = (
+    MailboxRoute(address="posts@localhost", kind="posts"),
+    MailboxRoute(address="broken@localhost", kind="broken"),
+    MailboxRoute(address="*@help.example.org", kind="posts"),
+)
+WAIT_SECONDS = 20
+
+
+@dataclass
+class House:
+    """The inbound half of a gateway in one folder."""
+
+    folder: Path
+    broker: SqliteBroker
+    blobs: FileBlobStore
+    router: Router
+    log: MailLog
+    stack: AsyncExitStack
+    mailboxes: dict[str, Any] = field(default_factory=lambda: {"posts": Posts(), "postmaster": Postmaster()})
+    mails: Mails | None = None
+    database: Database | None = None
+    ingest: Ingest | None = None
+
+    def intake(self, **values: Any) -> Intake:
+        kept = {"data_dir": self.folder, "clock": utc_now, "log": self.log} | values
+        return Intake(self.router, kept.pop("broker", self.broker), kept.pop("blobs", self.blobs), **kept)
+
+    async def open_door(self, *, intake: Intake | None = None, **limits: Any) -> SmtpDoor:
+        """Starts a door on a port of the system's choice; closed with the house."""
+        wanted = DoorLimits(**{"drain_seconds": 2.0} | limits)
+        chosen = intake or self.intake(limits=IntakeLimits(mail_bytes=wanted.mail_bytes))
+        door = SmtpDoor(chosen, listen="127.0.0.1:0", hostname="mx.localhost", limits=wanted, log=self.log)
+        await door.start()
+        self.stack.push_async_callback(door.close)
+        return door
+
+    async def open_ingest(self, *, ladder: str = "1s 1s") -> Ingest:
+        """Opens the store and the cage, without a worker."""
+        self.database = await open_database(f"sqlite:///{self.folder}/store.db")
+        self.stack.push_async_callback(self.database.close)
+        self.mails = Mails(self.database, self.blobs, clock=utc_now, hostname="mx.localhost")
+        cage = await self.stack.enter_async_context(Cage(children=1, preload=("gateway.mail.parse.fallback",)))
+        self.ingest = Ingest(
+            mails=self.mails,
+            blobs=self.blobs,
+            cage=cage,
+            router=self.router,
+            mailboxes=self.mailboxes,
+            publish=self.broker.publish,
+            ladder=Ladder.parse(ladder),
+            log=self.log,
+            clock=utc_now,
+        )
+        return self.ingest
+
+    async def start_worker(self) -> None:
+        """Works mail.inbound until the house closes."""
+        assert self.ingest is not None
+        stop = Stop()
+        running = asyncio.create_task(
+            work(
+                self.broker,
+                queues={MAIL_INBOUND: 2, retry_queue(MAIL_INBOUND): 1},
+                handlers={MAIL_INBOUND: self.ingest.handle},
+                concurrency=4,
+                stop=stop,
+                ladder=Ladder.parse("1s"),
+                observer=self.log,
+                grace_seconds=2,
+            )
+        )
+
+        async def end() -> None:
+            stop.set()
+            await running
+
+        self.stack.push_async_callback(end)
+
+    async def tickets(self) -> list[Ticket]:
+        """Takes every ready ticket of mail.inbound."""
+        found: list[Ticket] = []
+        ready = sum(depth.ready for depth in await self.broker.depths() if depth.name == MAIL_INBOUND)
+        if not ready:
+            return found
+        async with self.broker.consume({MAIL_INBOUND: 1}, concurrency=ready) as consumer:
+            async for lease in consumer:
+                found.append(lease.ticket)
+                if len(found) == ready:
+                    return found
+        return found
+
+    async def rows(self, is_complete: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """Waits until the list of mails is as wanted and returns it."""
+        assert self.mails is not None
+        assert self.database is not None
+        async with asyncio.timeout(WAIT_SECONDS), self.database.bell() as bell:
+            while True:
+                rows = await self.mails.list_mails()
+                if is_complete(rows):
+                    return rows
+                await bell.wait(0.5)
+
+
+@asynccontextmanager
+async def open_house(folder: Path) -> AsyncIterator[House]:
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(SqliteBroker(folder / "queue.db"))
+        yield House(
+            folder=folder,
+            broker=broker,
+            blobs=FileBlobStore(folder / "blobs"),
+            router=Router(ROUTES, domains=["localhost", "help.example.org"]),
+            log=MailLog(stream=StringIO()),
+            stack=stack,
+        )
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path) as opened:
+        yield opened
+
+
+class Talk:
+    """A client that says exactly what it is told, byte for byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def with_door(cls, door: SmtpDoor) -> Talk:
+        host, _, port = door.address.rpartition(":")
+        return cls(*await asyncio.open_connection(host, int(port)))
+
+    async def send(self, octets: bytes) -> None:
+        self.writer.write(octets)
+        await self.writer.drain()
+
+    async def reply(self) -> str:
+        """One reply, its lines joined by ' / '; '' when the door has closed."""
+        lines: list[str] = []
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                try:
+                    line = (await self.reader.readline()).decode().rstrip("\r\n")
+                except ConnectionError:
+                    return ""
+                lines.append(line)
+                if line[3:4] != "-":
+                    return " / ".join(lines)
+
+    async def say(self, line: bytes | str) -> str:
+        await self.send((line if isinstance(line, bytes) else line.encode()) + b"\r\n")
+        return await self.reply()
+
+    async def begin_data(self) -> None:
+        """Greets and goes as far as 354."""
+        await self.reply()
+        for line in ("EHLO client.example.org", "MAIL FROM:<ann@example.org>", "RCPT TO:<posts@localhost>"):
+            assert (await self.say(line)).startswith("250")
+        assert (await self.say("DATA")).startswith("354")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@pytest.fixture
+def talk_with(house: House) -> Callable[[SmtpDoor], Any]:
+    async def connect(door: SmtpDoor) -> Talk:
+        talk = await Talk.with_door(door)
+        house.stack.callback(talk.close)
+        return talk
+
+    return connect
