@@ -11,10 +11,10 @@ import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.client import Client, open_broker
 from gateway.errors import Problem, SettingsError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.store.emails import DatabaseLedger
     from gateway.store.mails import Mails
 
+T = TypeVar("T")
 SERVICES = ("smtp", "ingest", "send", "events", "web", "sweep")
 SHIPPED_TEMPLATES = (Path(__file__).parent / "shipped_templates", Path(__file__).parent.parent / "templates")
 
@@ -99,10 +100,11 @@ class _Parts:
     async def pool(self, stack: AsyncExitStack) -> RelayPool:
         return await self._once("pool", stack, lambda: _pool(self.settings, self.log))
 
-    async def _once(self, name: str, stack: AsyncExitStack, build: Callable[[], Any]) -> Any:
+    async def _once(self, name: str, stack: AsyncExitStack, build: Callable[[], AbstractAsyncContextManager[T]]) -> T:
         if name not in self._open:
             self._open[name] = await stack.enter_async_context(build())
-        return self._open[name]
+        part: T = self._open[name]
+        return part
 
 
 # The services: each builder opens what it needs and returns the loop that `serve` runs.
@@ -345,7 +347,7 @@ def mailboxes(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def open_queue(settings: Settings) -> Any:
+def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     return open_broker(settings.queue_url)

@@ -16,7 +16,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +52,7 @@ def sqlite_path(url: str) -> Path:
     return Path(unquote(url.removeprefix("sqlite:///")))
 
 
-def open_broker(url: str) -> Any:
+def open_broker(url: str) -> AbstractAsyncContextManager[Broker]:
     """The queue engine a URL names, not yet open: an async context manager that yields a Broker."""
     from gateway.queue.sqlite import SqliteBroker
 
@@ -132,10 +132,7 @@ class Client:
         attachments: Iterable[Attachment | Path],
         fields: dict[str, Any],
     ) -> SendEmail:
-        if isinstance(email, SendEmail):
-            request = email
-        else:
-            request = build_request(email, to, attachments, fields)
+        request = email if isinstance(email, SendEmail) else build_request(email, to, attachments, fields)
         if self._check is not None and request.template is not None:
             problems = self._check(request.template, request.params)
             if problems:

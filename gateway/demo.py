@@ -27,6 +27,13 @@ from gateway.settings import Settings
 WAIT_SECONDS = 30
 Rows = Callable[[str], Awaitable[list[dict[str, Any]]]]
 _HOPELESS_DEPTH = 400
+_INVOICE: dict[str, Any] = {
+    "number": "2026-0042",
+    "customer": "Ann Example",
+    "due_date": "2026-12-31",
+    "items": [{"description": "Photo prints 10 × 15", "quantity": 24, "amount": 8.4}],
+    "total": 8.4,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +158,6 @@ def _pdf() -> Attachment:
     table = b"xref\n0 6\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     end = b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % len(body)
     return Attachment.of("invoice-2026-0042.pdf", body + table + end, "application/pdf")
-
-
-_INVOICE: dict[str, Any] = {}
 
 
 def say(text: str = "") -> None:

@@ -62,7 +62,9 @@ class MailLog:
     def email_rejected(self, request_id: str, *, problems: str) -> None:
         self._say("email-rejected", "warning", email=request_id, problems=problems)
 
-    def email_attempted(self, email_id: str, *, recipient: str, relay: str, disposition: str, reply: str, reason: str = "") -> None:
+    def email_attempted(
+        self, email_id: str, *, recipient: str, relay: str, disposition: str, reply: str, reason: str = ""
+    ) -> None:
         self._say("email-" + disposition, email=email_id, recipient=recipient, relay=relay, reply=reply, reason=reason)
 
     def relay_paused(self, relay: str, *, seconds: float, why: str) -> None:
@@ -74,7 +76,14 @@ class MailLog:
     # the machine
 
     def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None:
-        self._say("handler-failed", "error", queue=queue, ticket=ticket_id, error=f"{type(error).__name__}: {error}", next=next_step)
+        self._say(
+            "handler-failed",
+            "error",
+            queue=queue,
+            ticket=ticket_id,
+            error=f"{type(error).__name__}: {error}",
+            next=next_step,
+        )
 
     def service(self, name: str, fact: str, **facts: Any) -> None:
         self._say(f"{name}-{fact}", **facts)

@@ -52,7 +52,9 @@ class Reply:
         """
         clean = _UNPRINTABLE.sub(" ", text).strip()
         if not 200 <= code <= 599:
-            return cls(code=451, enhanced_status="4.5.0", text=f"unintelligible reply {code}: {clean}"[:MAX_TEXT_CHARACTERS])
+            return cls(
+                code=451, enhanced_status="4.5.0", text=f"unintelligible reply {code}: {clean}"[:MAX_TEXT_CHARACTERS]
+            )
         match = _ENHANCED.match(clean)
         enhanced = ""
         if match and int(match[1]) == code // 100:

@@ -95,7 +95,7 @@ class Intake:
             raise _refusal(554, "5.6.0", "a bare CR, bare LF or NUL is in the mail (RFC 5321, section 2.3.8)")
         if len(octets) > self._limits.mail_bytes:
             raise _refusal(552, "5.3.4", f"the mail is larger than {self._limits.mail_bytes} bytes")
-        end = octets.find(b"\r\n\r\n", 0, self._limits.header_bytes + 4)
+        end = 0 if octets.startswith(b"\r\n") else octets.find(b"\r\n\r\n", 0, self._limits.header_bytes + 4)
         if end < 0 and len(octets) > self._limits.header_bytes:
             raise _refusal(552, "5.3.4", f"the header is larger than {self._limits.header_bytes} bytes")
         header = octets[: end if end >= 0 else len(octets)]

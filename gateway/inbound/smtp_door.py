@@ -72,7 +72,10 @@ class DoorLimits:
 
 
 class SmtpDoor:
-    """Listens at `listen` (host:port); `serve` is the service, `start` and `close` its halves."""
+    """Listens at `listen` (host:port); `serve` is the service, `start` and `close` its halves.
+
+    `address` is where it listens: after `start` with the port the system chose where 0 was asked for.
+    """
 
     def __init__(
         self, intake: Intake, *, listen: str, hostname: str, limits: DoorLimits | None = None, log: MailLog
@@ -82,7 +85,7 @@ class SmtpDoor:
         self.limits = limits or DoorLimits()
         self.log = log
         self.is_closing = False
-        self._listen = listen
+        self.address = listen
         self._server: asyncio.Server | None = None
         self._sessions: set[_Session] = set()
         self._clients: collections.Counter[str] = collections.Counter()
@@ -97,16 +100,12 @@ class SmtpDoor:
 
     async def start(self) -> None:
         """Listens; raises OSError when the address cannot be had."""
-        host, _, port = self._listen.rpartition(":")
+        host, _, port = self.address.rpartition(":")
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Session(self, loop), host.strip("[]"), int(port), backlog=512)
+        name = self._server.sockets[0].getsockname()
+        self.address = f"{host}:{name[1]}"
         self.log.service("smtp-door", "listening", at=self.address)
-
-    @property
-    def address(self) -> str:
-        """Where it really listens (the port the system chose when 0 was asked for)."""
-        host, port = self._server.sockets[0].getsockname()[:2] if self._server else self._listen.rsplit(":", 1)
-        return f"{host}:{port}"
 
     async def close(self) -> None:
         """Stops listening, says 421 to idle sessions, waits for data under way, then cuts what is left. Idempotent."""

@@ -31,7 +31,7 @@ from gateway.mail.addresses import Address, parse_address, wire_mailbox
 NO_RECIPIENTS_SHOWN = "undisclosed-recipients:;"
 _LINE = 76
 _MAX_LINE = 998
-_WORD_OCTETS = 45  # of text in one encoded word: 60 characters of base64, with its frame 72 of the 75 allowed
+_WORD_OCTETS = 39  # of text in one encoded word: 64 of the 75 characters allowed, so that "Subject: " fits before it
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")
 _PLAIN_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
@@ -259,13 +259,13 @@ def verify(octets: bytes, request: SendEmail, rendered: Rendered, stamp: Stamp) 
         raise _unfaithful("line ends")
     if max(map(len, octets.split(b"\r\n"))) > _MAX_LINE:
         raise _unfaithful("line length")
-    head = _HEADER_PARSER.parsebytes(octets)
+    head = _HEADER_PARSER.parsebytes(octets[: octets.find(b"\r\n\r\n") + 4])
     expected = _expected(request, rendered, stamp)
     found = [(name, value) for name, value in _decoded(head) if name.lower() not in _PART_HEADERS]
     if sorted(found) != sorted(expected):
         differing = {name for name, _ in set(found) ^ set(expected)}
         raise _unfaithful(", ".join(sorted(differing)) or "number of headers")
-    _verify_parts(octets, head, request)
+    _verify_parts(octets, request)
 
 
 def _expected(request: SendEmail, rendered: Rendered, stamp: Stamp) -> list[tuple[str, str]]:
@@ -302,7 +302,7 @@ def _shown(addresses: Sequence[Address]) -> str:
     return "\n".join(f"{_neutral(address.name)} <{wire_mailbox(address.mailbox)}>" for address in addresses)
 
 
-def _verify_parts(octets: bytes, head: Message, request: SendEmail) -> None:
+def _verify_parts(octets: bytes, request: SendEmail) -> None:
     """Every part's head: only the headers a part has, and the file names in their order."""
     names = []
     for part in octets.split(b"\r\n--=_")[1:]:

@@ -224,7 +224,7 @@ class Deliver:
         except Refused as refused:
             await self._record_refused(email, hold, refused)
         except OutcomeUnknown as unknown:
-            await self._record_unknown(email, hold, unknown)
+            return await self._record_unknown(round_, hold, unknown)
         except BaseException:
             await hold.give_back()
             raise
@@ -233,11 +233,14 @@ class Deliver:
         return None
 
     async def _record_relayed(self, email: EmailRecord, hold: Hold, result: RelayResult) -> None:
-        await self._firmly(lambda: self._ledger.record_relayed(hold.claim, relay=result.relay, reply=result.reply))
+        claim, relay, reply = hold.claim, result.relay, result.reply
+        try:
+            await self._firmly(lambda: self._ledger.record_relayed(hold.claim, relay=relay, reply=reply))
+        except ClaimLost:
+            if not await self._firmly(lambda: self._ledger.record_late_relayed(claim, relay=relay, reply=reply)):
+                raise
         failpoint("deliver.recorded")
-        self._log_attempt(
-            email, hold.claim.recipient, relay=result.relay, disposition="relayed", reply=str(result.reply)
-        )
+        self._log_attempt(email, claim.recipient, relay=result.relay, disposition="relayed", reply=str(result.reply))
 
     async def _record_deferred(self, email: EmailRecord, hold: Hold, deferred: Deferred) -> None:
         claim, reply, relay = hold.claim, deferred.reply, deferred.relay
@@ -284,17 +287,13 @@ class Deliver:
             reason=reason,
         )
 
-    async def _record_unknown(self, email: EmailRecord, hold: Hold, unknown: OutcomeUnknown) -> None:
-        claim, ticket_id = hold.claim, new_id()
-        row = await self._firmly(
-            lambda: self._ledger.record_unknown(
-                hold.claim, relay=unknown.relay, reason=str(unknown), ticket_id=ticket_id
-            )
-        )
+    async def _record_unknown(self, round_: _Round, hold: Hold, unknown: OutcomeUnknown) -> datetime | None:
+        email, recipient = round_.email, hold.claim.recipient
+        await self._firmly(lambda: self._ledger.record_unknown(hold.claim, relay=unknown.relay, reason=str(unknown)))
         failpoint("deliver.recorded")
-        self._log_attempt(email, claim.recipient, relay=unknown.relay, disposition="unknown", reason=str(unknown))
-        if row.next_attempt_at is not None:
-            await self._publish_retry(email, claim.recipient, ticket_id, claim.attempt, row.next_attempt_at)
+        self._log_attempt(email, recipient, relay=unknown.relay, disposition="unknown", reason=str(unknown))
+        [row] = [row for row in await self._ledger.recipients(email.id) if row.recipient == recipient]
+        return self._comes_again(row, round_.ticket_id)
 
     async def _publish_retry(
         self, email: EmailRecord, recipient: str, ticket_id: str, attempt: int, due_at: datetime

@@ -239,7 +239,9 @@ class RelayPool:
     def _pause(self, lane: _Lane, pause: datetime | None, why: str) -> None:
         if lane.paused_until is not pause:
             return  # many sends fail at once when a relay goes: one pause, not one each
-        seconds = min(self._limits.first_pause_seconds * 2 ** min(lane.failures, 16), self._limits.longest_pause_seconds)
+        seconds = min(
+            self._limits.first_pause_seconds * 2 ** min(lane.failures, 16), self._limits.longest_pause_seconds
+        )
         lane.failures += 1
         lane.why = why
         lane.paused_until = self._clock() + timedelta(seconds=seconds)

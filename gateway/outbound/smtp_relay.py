@@ -88,7 +88,7 @@ class SmtpRelay:
             reply = await session.transact(letter, before_dot)
             keep = True
         except StepFailed as failure:
-            keep = not failure.lost_connection
+            keep = not failure.lost_connection and failure.step is not Step.BODY
             raise
         except Refused:
             keep = True
@@ -295,7 +295,7 @@ class _Session:
             response = answer.result()
         except (SMTPException, OSError) as error:
             raise _failed(Step.BODY, "4.4.2", _told(Step.BODY, error)) from error
-        _expect(Step.DATA, response, wanted=0)
+        _expect(Step.BODY, response, wanted=0)
 
     async def _await_answer(self, answer: asyncio.Task[SMTPResponse]) -> Reply:
         name = self._spec.name

@@ -37,17 +37,18 @@ from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
-REAP_SECONDS = 2.0
 MAX_REPLY_NAME = 200
 
 
 class SqliteBroker:
     """The `Broker` on one file, on one event loop; open it with `async with`."""
 
-    def __init__(self, path: Path, *, clock: Clock = utc_now) -> None:
+    def __init__(self, path: Path, *, clock: Clock = utc_now, reap_seconds: float = 2.0) -> None:
+        """Every `reap_seconds` a consumer looks for leases whose time or holder is gone."""
         self._file = SqliteFile(path, prepare=tables.create_schema)
         self._life = _Life(path.with_name(path.name + ".lives"))
         self._clock = clock
+        self._reap_seconds = reap_seconds
 
     async def open(self) -> None:
         """Opens or creates the file; raises QueueUnavailable."""
@@ -321,7 +322,7 @@ class _Consumer:
             self._doubtful_claims.append(claim.token)  # it may have been committed after all
             raise
         if reaps:
-            self._reap_at = time.monotonic() + REAP_SECONDS
+            self._reap_at = time.monotonic() + self._broker._reap_seconds
         self._leased.extend(_SqliteLease(self, row) for row in rows)
         if next_at is None:
             return POLL_SECONDS

@@ -116,19 +116,31 @@ class Ledger(Protocol):
     async def record_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> None: ...
 
     async def record_delayed(
-        self, claim: Claim, *, relay: str, reply: Reply, reason: str, next_attempt_at: datetime, ticket_id: str, climbs: bool
+        self,
+        claim: Claim,
+        *,
+        relay: str,
+        reply: Reply,
+        reason: str,
+        next_attempt_at: datetime,
+        ticket_id: str,
+        climbs: bool,
     ) -> None:
         """The attempt did not succeed; `climbs` counts it. `ticket_id` names the ticket that works the row next."""
         ...
 
     async def record_failed(self, claim: Claim, *, relay: str, reply: Reply, reason: str) -> None: ...
 
-    async def record_unknown(self, claim: Claim, *, relay: str, reason: str, ticket_id: str) -> RecipientRecord:
-        """The dot went out and no reply came: `unknown` now, not only when the claim runs out; returns the row.
+    async def record_unknown(self, claim: Claim, *, relay: str, reason: str) -> None:
+        """The dot went out and no intelligible reply came: `unknown` now, not only when the claim runs out.
 
-        `next_attempt_at` is set `unknown_wait` ahead where on_unknown is `resend`, to None where it is `hold`;
-        `ticket_id` names the ticket that works the row then.
+        `next_attempt_at` is set `unknown_wait` ahead where on_unknown is `resend`, to None where it is `hold`; the row
+        keeps its current ticket.
         """
+        ...
+
+    async def record_late_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> bool:
+        """The relay's yes came after the claim was gone: heals a row that is open and not claimed anew, else False."""
         ...
 
     async def release_claim(self, claim: Claim) -> None:

@@ -85,7 +85,9 @@ class Mails:
 
         return await self._journal.record("received", work, size=len(content))
 
-    async def record_delivered(self, mail_id: str, rcpt_to: str, mailbox: str, post: NewPost, reason: str = "") -> str | None:
+    async def record_delivered(
+        self, mail_id: str, rcpt_to: str, mailbox: str, post: NewPost, reason: str = ""
+    ) -> str | None:
         """Writes the post and ends the delivery; where it is final already nothing, and returns the post's id of then."""
 
         def work(connection: sa.Connection, now: datetime) -> str | None:
@@ -93,7 +95,9 @@ class Mails:
             if row.disposition.is_final:
                 return row.post_id
             post_id = posts.insert_post(connection, post, mail_id=mail_id)
-            _update(connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id)
+            _update(
+                connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id
+            )
             self._note_delivered(connection, now, row, post, post_id, mailbox=mailbox, reason=reason)
             return post_id
 
@@ -226,8 +230,12 @@ class Mails:
             row = _delivery(connection, mail_id, rcpt_to)
             if row.disposition.is_final or (row.disposition, row.reason) == (disposition, reason):
                 return False
-            _update(connection, row, now, disposition=disposition, reason=reason, mailbox=mailbox, **_reply_values(reply))
-            data = {"mailbox": mailbox, "reason": reason, "delivery_id": row.id} | ({"reply": str(reply)} if reply else {})
+            _update(
+                connection, row, now, disposition=disposition, reason=reason, mailbox=mailbox, **_reply_values(reply)
+            )
+            data = {"mailbox": mailbox, "reason": reason, "delivery_id": row.id} | (
+                {"reply": str(reply)} if reply else {}
+            )
             fact = Fact(subject=mail_id, step=disposition, recipient=rcpt_to, event=_EVENTS[disposition], data=data)
             self._journal.note(connection, now, fact)
             return True
@@ -246,7 +254,9 @@ class Mails:
         reason: str,
     ) -> None:
         told = {"mailbox": mailbox, "post_id": post_id, "reason": reason, "delivery_id": row.id}
-        delivered = Fact(subject=row.mail_id, step="delivered", recipient=row.rcpt_to, event="mail.delivered", data=told)
+        delivered = Fact(
+            subject=row.mail_id, step="delivered", recipient=row.rcpt_to, event="mail.delivered", data=told
+        )
         self._journal.note(connection, now, delivered)
         made = {"mailbox": mailbox, "kind": post.kind, "mail_id": row.mail_id, "attachments": len(post.attachments)}
         created = Fact(subject=post_id, step="created", recipient=row.rcpt_to, event="post.created", data=made)

@@ -60,9 +60,7 @@ def list_posts(
     connection: sa.Connection, *, id: str | None = None, mailbox: str | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """The newest `limit` posts (all where None), oldest first, ready for JSON."""
-    counted = (
-        sa.select(sa.func.count()).where(attachments.c.post_id == posts.c.id).correlate(posts).scalar_subquery()
-    )
+    counted = sa.select(sa.func.count()).where(attachments.c.post_id == posts.c.id).correlate(posts).scalar_subquery()
     query = sa.select(
         posts.c.id, posts.c.mailbox, posts.c.author, posts.c.title, posts.c.created_at, counted.label("attachments")
     ).order_by(posts.c.created_at.desc(), posts.c.id.desc())

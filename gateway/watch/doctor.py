@@ -34,12 +34,22 @@ class Finding:
 def check_data_dir(folder: Path, min_free_bytes: int) -> list[Finding]:
     """The folder can be written, its disk has room, and it is no network file system's by its own word."""
     if not folder.exists():
-        return [Finding(level="ok", what="data_dir", finding=f"{folder} does not exist yet", next_step="`gateway run` makes it")]
+        return [
+            Finding(
+                level="ok", what="data_dir", finding=f"{folder} does not exist yet", next_step="`gateway run` makes it"
+            )
+        ]
     if not os.access(folder, os.W_OK | os.X_OK):
-        return [Finding(level="wrong", what="data_dir", finding=f"{folder} cannot be written", next_step="give us the folder")]
+        return [
+            Finding(
+                level="wrong", what="data_dir", finding=f"{folder} cannot be written", next_step="give us the folder"
+            )
+        ]
     free = shutil.disk_usage(folder).free
     if free < min_free_bytes:
-        return [Finding(level="wrong", what="disk", finding=f"{free} bytes free, doors answer 452", next_step="make room")]
+        return [
+            Finding(level="wrong", what="disk", finding=f"{free} bytes free, doors answer 452", next_step="make room")
+        ]
     return [Finding(level="ok", what="data_dir", finding=f"{folder}, {free // 2**20} MiB free")]
 
 
@@ -49,7 +59,9 @@ def check_relays(shown: Sequence[str]) -> list[Finding]:
     for relay in shown:
         if relay.startswith("capture:"):
             text = "capture: email is written to files and never sent"
-            findings.append(Finding(level="warning", what="relay", finding=text, next_step="set relay_urls to send for real"))
+            findings.append(
+                Finding(level="warning", what="relay", finding=text, next_step="set relay_urls to send for real")
+            )
         elif "verify=no" in relay:
             text = f"{relay}: its certificate is not verified"
             findings.append(Finding(level="warning", what="relay", finding=text, next_step="drop verify=no"))
@@ -64,10 +76,14 @@ def check_queues(depths: Sequence[Depth]) -> list[Finding]:
     for depth in depths:
         if depth.dead:
             step = "gateway dead list; then dead retry or dead drop"
-            findings.append(Finding(level="warning", what=depth.name, finding=f"{depth.dead} dead letters", next_step=step))
+            findings.append(
+                Finding(level="warning", what=depth.name, finding=f"{depth.dead} dead letters", next_step=step)
+            )
         if depth.ready and (depth.oldest_seconds or 0) > OLD_TICKET_SECONDS:
             text = f"{depth.ready} ready, the oldest since {depth.oldest_seconds:.0f} s"
-            findings.append(Finding(level="warning", what=depth.name, finding=text, next_step="is `gateway run` running?"))
+            findings.append(
+                Finding(level="warning", what=depth.name, finding=text, next_step="is `gateway run` running?")
+            )
     return findings or [Finding(level="ok", what="queues", finding=f"{sum(d.ready for d in depths)} ready, none dead")]
 
 

@@ -83,6 +83,8 @@ async def sweep_once(
 
 
 async def _lost_its_ticket(row: RecipientRecord, broker: Queue, *, now: datetime, overdue_seconds: float) -> bool:
+    if not row.ticket_id:
+        return True  # it never had one: its `send_at` has come, or an operator released it
     born = _born_at(row)
     if born is not None and now - born < timedelta(seconds=overdue_seconds):
         return False  # issued a moment ago: it has not had its chance

@@ -132,7 +132,7 @@ async def serve_api(api: FastAPI, listener: socket.socket, stop: Stop, *, grace_
     import asyncio
 
     config = uvicorn.Config(
-        Guard(api, max_body_bytes=MAX_BODY_BYTES),  # type: ignore[arg-type]
+        Guard(api, max_body_bytes=MAX_BODY_BYTES),
         log_config=None,
         access_log=False,
         lifespan="off",

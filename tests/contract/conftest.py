@@ -21,7 +21,7 @@ async def open_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
     async with AsyncExitStack() as stack:
 
         async def open_sqlite() -> Broker:
-            return await stack.enter_async_context(SqliteBroker(tmp_path / "queue.db"))
+            return await stack.enter_async_context(SqliteBroker(tmp_path / "queue.db", reap_seconds=0.02))
 
         yield {"sqlite": open_sqlite}[request.param]
 

@@ -1,0 +1,177 @@
+"""How the ledger's rows are read: as records for outbound work, as lines and stories for people.
+
+`store.emails` changes them; nothing here writes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.mail.disposition import Disposition
+from gateway.reply import Reply
+from gateway.store import timeline
+from gateway.store.ledger import RecipientRecord
+from gateway.store.schema import as_json, email_recipients, emails, rejections
+
+Row = sa.Row[Any]
+WAITING = (Disposition.PENDING, Disposition.DELAYED)
+ROWS = sa.select(
+    email_recipients,
+    emails.c.stream,
+    emails.c.on_unknown,
+    emails.c.send_at,
+    emails.c.message_id,
+).join_from(email_recipients, emails, email_recipients.c.email_id == emails.c.id)
+
+
+def rows_of(connection: sa.Connection, email_id: str) -> list[Row]:
+    """The recipients' rows of one email, in the envelope's order."""
+    query = ROWS.where(email_recipients.c.email_id == email_id).order_by(email_recipients.c.position)
+    return list(connection.execute(query))
+
+
+def row_of(connection: sa.Connection, email_id: str, recipient: str) -> Row:
+    query = ROWS.where(email_recipients.c.email_id == email_id, email_recipients.c.recipient == recipient)
+    row = connection.execute(query).first()
+    if row is None:
+        raise LookupError(f"no email {email_id} to {recipient}")
+    return row
+
+
+def is_abandoned(row: Row, now: datetime) -> bool:
+    """Whether its claim ran out before the final dot: free again."""
+    return bool(row.disposition == Disposition.SENDING and row.claim_until <= now and row.dot_sent_at is None)
+
+
+def is_lost_after_dot(row: Row, now: datetime) -> bool:
+    """Whether its claim ran out after the final dot: nobody knows what became of it."""
+    return bool(row.disposition == Disposition.SENDING and row.claim_until <= now and row.dot_sent_at is not None)
+
+
+def is_due(row: Row, now: datetime) -> bool:
+    if row.disposition in (*WAITING, Disposition.UNKNOWN):
+        return row.next_attempt_at is not None and row.next_attempt_at <= now
+    return is_abandoned(row, now)
+
+
+def overdue_rows(connection: sa.Connection, *, now: datetime, before: datetime, limit: int) -> list[Row]:
+    """Rows due since `before`, those that never had a ticket as soon as they are due, oldest first."""
+    table = email_recipients.c
+    waits = table.disposition.in_((*WAITING, Disposition.UNKNOWN))
+    late = sa.or_(table.next_attempt_at <= before, sa.and_(table.ticket_id == "", table.next_attempt_at <= now))
+    abandoned = sa.and_(
+        table.disposition == Disposition.SENDING, table.claim_until <= before, table.dot_sent_at.is_(None)
+    )
+    query = ROWS.where(sa.or_(sa.and_(waits, late), abandoned)).order_by(table.next_attempt_at).limit(limit)
+    return list(connection.execute(query))
+
+
+def lost_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:
+    """Rows whose claim ran out after the final dot."""
+    table = email_recipients.c
+    lost = (table.disposition == Disposition.SENDING, table.claim_until <= now, table.dot_sent_at.is_not(None))
+    return list(connection.execute(ROWS.where(*lost).limit(limit)))
+
+
+def expired_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:
+    """Open, unclaimed rows past their time; an unknown one that waits for an operator is not ended by the clock."""
+    table = email_recipients.c
+    ends = sa.or_(
+        table.disposition.in_((*WAITING, Disposition.HELD)),
+        sa.and_(table.disposition == Disposition.UNKNOWN, table.next_attempt_at.is_not(None)),
+        sa.and_(table.disposition == Disposition.SENDING, table.claim_until <= now, table.dot_sent_at.is_(None)),
+    )
+    return list(connection.execute(ROWS.where(table.expires_at <= now, ends).limit(limit)))
+
+
+def reply_of(row: Row) -> Reply | None:
+    if row.reply_code is None:
+        return None
+    return Reply(code=row.reply_code, enhanced_status=row.reply_enhanced, text=row.reply_text)
+
+
+def record_of(row: Row) -> RecipientRecord:
+    names = ("email_id", "recipient", "reason", "attempts", "copies", "next_attempt_at", "ticket_id")
+    more = ("claim_until", "dot_sent_at", "relay", "stream")
+    values = {name: getattr(row, name) for name in (*names, *more)}
+    return RecipientRecord(disposition=Disposition(row.disposition), reply=reply_of(row), **values)
+
+
+def list_emails(
+    connection: sa.Connection,
+    *,
+    id: str | None = None,
+    recipient: str | None = None,
+    disposition: str | None = None,
+    template: str | None = None,
+    stream: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """The newest `limit` (email, recipient) pairs, oldest first, ready for JSON; requests rejected stand among them.
+
+    `id` may be the beginning of one.
+    """
+    wanted = {
+        email_recipients.c.recipient: recipient,
+        email_recipients.c.disposition: disposition,
+        emails.c.template: template,
+        emails.c.stream: stream,
+    }
+    query = ROWS.add_columns(emails.c.template, emails.c.subject, emails.c.accepted_at)
+    query = query.where(*(column == value for column, value in wanted.items() if value is not None))
+    if id is not None:
+        query = query.where(emails.c.id.startswith(id, autoescape=True))
+    newest = (emails.c.accepted_at.desc(), emails.c.id.desc(), email_recipients.c.position.desc())
+    lines = [_line(row) for row in connection.execute(query.order_by(*newest).limit(limit))]
+    if disposition in (None, Disposition.REJECTED) and (recipient, template, stream) == (None, None, None):
+        lines += _rejected_lines(connection, id=id, limit=limit)
+    lines.reverse()
+    lines.sort(key=lambda line: str(line["accepted_at"]))
+    return lines if limit is None else lines[-limit:]
+
+
+def email_story(connection: sa.Connection, email_id: str) -> dict[str, Any] | None:
+    """Everything about one email, or about the request that never became one, ready for JSON."""
+    email = connection.execute(sa.select(emails).where(emails.c.id == email_id)).mappings().first()
+    steps = timeline.story(connection, email_id)
+    if email is None:
+        lines = _rejected_lines(connection, id=email_id, limit=None)
+        return lines[0] | {"timeline": steps} if lines else None
+    facts = as_json(email)
+    for hidden in ("sequence", "content_hash"):
+        del facts[hidden]
+    told = [_recipient_told(row) for row in rows_of(connection, email_id)]
+    return facts | {"recipients": told, "timeline": steps}
+
+
+def _line(row: Row) -> dict[str, Any]:
+    names = ("email_id", "recipient", "disposition", "reason", "template", "stream", "attempts", "copies", "relay")
+    more = ("message_id", "next_attempt_at", "accepted_at", "subject")
+    values = {name: getattr(row, name) for name in (*names, *more)}
+    reply = reply_of(row)
+    told = {"reply": str(reply) if reply else "", "enhanced_status": row.reply_enhanced}
+    return {"id": values.pop("email_id")} | as_json(values) | told
+
+
+def _rejected_lines(connection: sa.Connection, *, id: str | None, limit: int | None) -> list[dict[str, Any]]:
+    query = sa.select(rejections).order_by(rejections.c.rejected_at.desc()).limit(limit)
+    if id is not None:
+        query = query.where(rejections.c.request_id.startswith(id, autoescape=True))
+    empty = dict.fromkeys(("recipient", "template", "stream", "relay", "message_id", "subject", "reply"), "")
+    return [
+        {"id": row.request_id}
+        | empty
+        | {"disposition": str(Disposition.REJECTED), "reason": row.reason, "attempts": 0, "copies": 0}
+        | {"next_attempt_at": None, "accepted_at": row.rejected_at.isoformat(), "enhanced_status": ""}
+        for row in connection.execute(query)
+    ]
+
+
+def _recipient_told(row: Row) -> dict[str, Any]:
+    names = ("recipient", "disposition", "reason", "attempts", "copies", "relay", "next_attempt_at", "dot_sent_at")
+    reply = reply_of(row)
+    values = as_json({name: getattr(row, name) for name in names}) | {"reply": str(reply) if reply else ""}
+    return {key: value for key, value in values.items() if value not in (None, "")}

@@ -1,0 +1,564 @@
+"""The ledger in the database: what each app asked for, and what became of it for each recipient.
+
+Journal of one attempt: `claim` → `record_dot_sent` → relayed, delayed, failed or unknown.  `copies` counts the final dots
+that may have reached somebody: raised with `record_dot_sent`, taken back when the relay then says no.
+Promises: each verb is one transaction of row, timeline and event; a verb with a Claim changes the row only while that
+claim holds, else ClaimLost; a claim that ran out after the dot becomes `unknown`, never a silent second copy.
+Limits: `serial_key` is kept but not yet obeyed; time is this machine's clock, taken inside the transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from gateway.contract.email_send import SendEmail, parse_send_email
+from gateway.contract.events import EventType
+from gateway.errors import ClaimLost, Problem
+from gateway.mail.disposition import Disposition
+from gateway.reply import Reply
+from gateway.runtime import Clock
+from gateway.store import email_rows as rows
+from gateway.store.blobs import BlobStore
+from gateway.store.database import Database, insert_absent
+from gateway.store.email_rows import Row
+from gateway.store.journal import Fact, Journal
+from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
+from gateway.store.schema import MAX_ROW_BYTES, as_json, email_octets, email_recipients, emails, rejections
+
+LIFETIME_SECONDS = 7 * 86400.0
+UNKNOWN_WAIT_SECONDS = 900.0
+_REQUEST, _RENDERED = "request", "rendered"
+_PARSED_ASIDE_BYTES = 64 * 1024
+_MAX_REASON_CHARACTERS = 500
+
+
+class DatabaseLedger:
+    """The ledger of the main database."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        *,
+        clock: Clock,
+        hostname: str,
+        return_path: str = "",
+        unknown_wait_seconds: float = UNKNOWN_WAIT_SECONDS,
+        lifetime_seconds: float = LIFETIME_SECONDS,
+    ) -> None:
+        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds."""
+        self._database = database
+        self._blobs = blobs
+        self._journal = Journal(database, clock=clock, hostname=hostname)
+        self._clock = clock
+        self._return_path = return_path
+        self._unknown_wait = timedelta(seconds=unknown_wait_seconds)
+        self._lifetime = timedelta(seconds=lifetime_seconds)
+
+    # accepting
+
+    async def record_accepted(
+        self, request: SendEmail, *, app: str, content_hash: str, ticket_id: str, stream: str, message_id: str
+    ) -> Acceptance:
+        """Inserts the email and a row per recipient, due at once or at `send_at`; a known id changes nothing."""
+        body = request.to_json()
+        kept = await self._kept(body)
+        facts = {"app": app, "content_hash": content_hash, "stream": stream, "message_id": message_id}
+
+        def work(connection: sa.Connection, now: datetime) -> Acceptance:
+            values = self._email_values(request, now) | facts
+            if not insert_absent(connection, emails, values):
+                return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
+            connection.execute(sa.insert(email_octets), kept | {"email_id": request.id, "kind": _REQUEST})
+            connection.execute(sa.insert(email_recipients), _recipient_values(request, values, now, ticket_id))
+            data = {
+                "app": app,
+                "recipients": request.recipients(),
+                "stream": stream,
+                "template": request.template or "",
+            }
+            data |= as_json({"message_id": message_id, "send_at": request.send_at, "expires_at": values["expires_at"]})
+            fact = Fact(subject=request.id, step="accepted", event="email.accepted", data=data)
+            self._journal.note(connection, now, fact)
+            return Acceptance.ACCEPTED
+
+        return await self._journal.record("accepted", work, size=len(body))
+
+    async def record_rejected(self, request_id: str, *, app: str, problems: Sequence[Problem]) -> None:
+        """Notes a request that was never accepted; the same rejection again changes nothing."""
+        told = [{"path": item.path, "message": item.message[:_MAX_REASON_CHARACTERS]} for item in problems]
+        fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        reason = "; ".join(map(str, problems))[:_MAX_REASON_CHARACTERS]
+        key = {"request_id": request_id, "app": app, "fingerprint": fingerprint}
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            values = key | {"reason": reason, "problems": told, "rejected_at": now}
+            if not insert_absent(connection, rejections, values):
+                return
+            data = {"app": app, "errors": [_without_params(item) for item in told]}
+            fact = Fact(subject=request_id, step="rejected", event="email.rejected", data=data)
+            self._journal.note(connection, now, replace(fact, event=None, data=data | {"errors": told}))
+            # The owner of an email with this id keeps its own numbers: rejections count by themselves.
+            same = sa.select(sa.func.count()).where(rejections.c.request_id == request_id)
+            self._journal.announce(connection, now, fact, sequence=connection.execute(same).scalar_one())
+
+        await self._journal.record("rejected", work)
+
+    async def email(self, email_id: str) -> EmailRecord | None:
+        found = await self._database.read(
+            lambda connection: (
+                connection.execute(sa.select(emails).where(emails.c.id == email_id)).first(),
+                {row.kind: row for row in connection.execute(_octets_query(email_id))},
+            )
+        )
+        row, parts = found
+        if row is None:
+            return None
+        body = await self._octets(parts[_REQUEST])
+        parse = asyncio.to_thread(parse_send_email, body) if len(body) > _PARSED_ASIDE_BYTES else None
+        names = ("id", "app", "stream", "accepted_at", "expires_at", "send_at", "message_id", "return_path")
+        return EmailRecord(
+            request=parse_send_email(body) if parse is None else await parse,
+            octets=await self._octets(parts[_RENDERED]) if _RENDERED in parts else None,
+            **{name: getattr(row, name) for name in names},
+        )
+
+    async def recipients(self, email_id: str) -> list[RecipientRecord]:
+        return await self._database.read(
+            lambda connection: list(map(rows.record_of, rows.rows_of(connection, email_id)))
+        )
+
+    async def record_rendered(self, email_id: str, octets: bytes, *, subject: str = "") -> bytes:
+        """Stores the bytes if none are stored yet and returns the stored ones (the first writer wins)."""
+        kept = await self._kept(octets)
+
+        def work(connection: sa.Connection, now: datetime) -> Row:
+            if insert_absent(connection, email_octets, kept | {"email_id": email_id, "kind": _RENDERED}):
+                if subject:
+                    connection.execute(sa.update(emails).where(emails.c.id == email_id).values(subject=subject))
+                data = {"size": len(octets), "sha256": hashlib.sha256(octets).hexdigest()}
+                self._journal.note(connection, now, Fact(subject=email_id, step="rendered", data=data))
+            return connection.execute(_octets_query(email_id).where(email_octets.c.kind == _RENDERED)).one()
+
+        return await self._octets(await self._journal.record("rendered", work, size=len(octets)))
+
+    # one attempt
+
+    async def claim(
+        self, email_id: str, recipient: str, *, ticket_id: str, lifetime_seconds: float
+    ) -> Claim | RecipientRecord:
+        """Takes a due, unclaimed row; otherwise returns the row as it then is (see the protocol)."""
+        lifetime = timedelta(seconds=lifetime_seconds)
+
+        def work(connection: sa.Connection, now: datetime) -> Claim | RecipientRecord:
+            row = rows.row_of(connection, email_id, recipient)
+            if rows.is_lost_after_dot(row, now):
+                self._become_unknown(connection, now, row, reason="no word after the final dot")
+            elif rows.is_due(row, now) and row.expires_at <= now:
+                self._expire(connection, now, row)
+            elif rows.is_due(row, now):
+                return self._take(connection, now, row, ticket_id=ticket_id, until=now + lifetime)
+            return rows.record_of(rows.row_of(connection, email_id, recipient))
+
+        return await self._journal.record("claimed", work)
+
+    async def renew(self, claim: Claim, *, lifetime_seconds: float) -> Claim:
+        def work(connection: sa.Connection, now: datetime) -> Claim:
+            until = now + timedelta(seconds=lifetime_seconds)
+            _change_claimed(connection, claim, {"claim_until": until})
+            return replace(claim, until=until)
+
+        return await self._journal.record("renewed", work)
+
+    async def record_dot_sent(self, claim: Claim) -> None:
+        """Journals that the final dot goes out next: from here on the recipient may have a copy."""
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            _change_claimed(connection, claim, {"dot_sent_at": now, "copies": claim.copy, "updated_at": now})
+            self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
+
+        await self._journal.record("dot_sent", work)
+
+    async def record_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> None:
+        outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "", **_reply_values(reply)}
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            row = _change_claimed(connection, claim, _ended(now) | outcome | {"attempts": claim.attempt})
+            self._tell(connection, now, row, "email.relayed")
+
+        await self._journal.record("relayed", work)
+
+    async def record_late_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> bool:
+        """The relay's yes came after the claim was gone: heals a row that is open and not claimed anew, else False."""
+
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            row = rows.row_of(connection, claim.email_id, claim.recipient)
+            if row.disposition not in _HEALS and row.claim_token != claim.token:
+                return False
+            outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "late", **_reply_values(reply)}
+            self._change(connection, row, _ended(now) | outcome)
+            self._tell(connection, now, rows.row_of(connection, claim.email_id, claim.recipient), "email.relayed")
+            return True
+
+        return await self._journal.record("late_relayed", work)
+
+    async def record_delayed(
+        self,
+        claim: Claim,
+        *,
+        relay: str,
+        reply: Reply,
+        reason: str,
+        next_attempt_at: datetime,
+        ticket_id: str,
+        climbs: bool,
+    ) -> None:
+        """The attempt did not succeed; only the first of several delays that climb nothing is told as an event."""
+        outcome = {"disposition": Disposition.DELAYED, "relay": relay, "reason": reason, **_reply_values(reply)}
+        next_ = {"next_attempt_at": next_attempt_at, "ticket_id": ticket_id}
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            before = rows.row_of(connection, claim.email_id, claim.recipient)
+            spent = {"attempts": claim.attempt if climbs else claim.attempt - 1}
+            row = _change_claimed(connection, claim, _ended(now) | _not_taken() | outcome | spent | next_)
+            is_news = climbs or before.claimed_from != Disposition.DELAYED
+            self._tell(connection, now, row, "email.delayed", is_news=is_news)
+
+        await self._journal.record("delayed", work)
+
+    async def record_failed(self, claim: Claim, *, relay: str, reply: Reply, reason: str) -> None:
+        outcome = {"disposition": Disposition.FAILED, "relay": relay, "reason": reason, **_reply_values(reply)}
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            spent = {"attempts": claim.attempt}
+            row = _change_claimed(connection, claim, _ended(now) | _not_taken() | outcome | spent)
+            self._tell(connection, now, row, "email.failed")
+
+        await self._journal.record("failed", work)
+
+    async def record_unknown(self, claim: Claim, *, relay: str, reason: str) -> None:
+        """The dot went out and no intelligible answer came: the request's `on_unknown` decides what follows."""
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            _change_claimed(connection, claim, {"relay": relay})
+            row = rows.row_of(connection, claim.email_id, claim.recipient)
+            self._become_unknown(connection, now, row, reason=reason)
+
+        await self._journal.record("unknown", work)
+
+    async def release_claim(self, claim: Claim) -> None:
+        """Gives the claim back: the row is what it was, due at once; after a dot only when the relay said no to it."""
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            back = {"disposition": email_recipients.c.claimed_from, "next_attempt_at": now}
+            _change_claimed(connection, claim, _ended(now) | _not_taken() | back)
+            self._note(connection, now, claim, "claim_released", {"attempt": claim.attempt})
+
+        await self._journal.record("claim_released", work)
+
+    # operators
+
+    async def record_held(self, email_id: str, *, reason: str) -> int:
+        """Holds every open, unclaimed recipient; an unknown one stays unknown and is not resent. Returns how many."""
+
+        def held(row: Row) -> dict[str, Any]:
+            disposition = row.disposition if row.disposition == Disposition.UNKNOWN else Disposition.HELD
+            return {"disposition": disposition, "reason": reason}
+
+        return await self._each("held", email_id, (*rows.WAITING, Disposition.UNKNOWN), held, "email.held")
+
+    async def record_dead(self, email_id: str, *, reason: str) -> int:
+        """Leaves every open, unclaimed recipient to an operator; returns how many."""
+        dead = {"disposition": Disposition.DEAD, "reason": reason}
+        return await self._each("dead", email_id, rows.WAITING, lambda row: dead, "email.dead")
+
+    async def cancel(self, email_id: str, *, reason: str = "cancelled by an operator") -> int:
+        """Ends every open, unclaimed recipient; returns how many."""
+        stopped = (*rows.WAITING, *_STOPPED)
+        cancelled = {"disposition": Disposition.CANCELLED, "reason": reason}
+        return await self._each("cancelled", email_id, stopped, lambda row: cancelled, "email.cancelled")
+
+    async def release(self, email_id: str) -> int:
+        """Lets what is held, dead or unknown go on, not before `send_at`; the sweeper gives it a ticket."""
+        now = self._clock()
+
+        def released(row: Row) -> dict[str, Any]:
+            is_unknown = row.disposition == Disposition.UNKNOWN
+            disposition = Disposition.UNKNOWN if is_unknown else Disposition.PENDING
+            due = max(now, row.send_at or now)
+            return {"disposition": disposition, "reason": "released", "ticket_id": "", "next_attempt_at": due}
+
+        return await self._each("released", email_id, _STOPPED, released, None)
+
+    # sweeping
+
+    async def sweep_expired(self, *, limit: int = 200) -> int:
+        """Ends open rows past their time and turns claims that ran out after the dot into `unknown`."""
+
+        def work(connection: sa.Connection, now: datetime) -> int:
+            lost = rows.lost_rows(connection, now=now, limit=limit)
+            for row in lost:
+                self._become_unknown(connection, now, row, reason="no word after the final dot")
+            expired = rows.expired_rows(connection, now=now, limit=limit)
+            for row in expired:
+                self._expire(connection, now, row)
+            return len(lost) + len(expired)
+
+        now = self._clock()
+        if not await self._database.read(
+            lambda connection: (
+                rows.lost_rows(connection, now=now, limit=1) or rows.expired_rows(connection, now=now, limit=1)
+            )
+        ):
+            return 0
+        return await self._journal.record("swept", work)
+
+    async def overdue(self, *, older_than_seconds: float, limit: int = 200) -> list[RecipientRecord]:
+        now = self._clock()
+        before = now - timedelta(seconds=older_than_seconds)
+        found = await self._database.read(
+            lambda connection: rows.overdue_rows(connection, now=now, before=before, limit=limit)
+        )
+        return list(map(rows.record_of, found))
+
+    async def reissue(self, row: RecipientRecord, *, ticket_id: str) -> bool:
+        """Names a new current ticket for a row that is as it was in `row`; it counts as due from now on."""
+
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            current = rows.row_of(connection, row.email_id, row.recipient)
+            if rows.record_of(current) != row:
+                return False
+            due = max(now, current.next_attempt_at or now)
+            values = {"ticket_id": ticket_id, "next_attempt_at": due}
+            if current.disposition == Disposition.SENDING:
+                values |= _ended(now) | {"disposition": current.claimed_from, "next_attempt_at": due}
+            self._change(connection, current, values)
+            fact = Fact(subject=row.email_id, step="reissued", recipient=row.recipient, data={"ticket": ticket_id})
+            self._journal.note(connection, now, fact)
+            return True
+
+        return await self._journal.record("reissued", work)
+
+    # looking
+
+    async def list_emails(self, **filters: Any) -> list[dict[str, Any]]:
+        """One line per (email, recipient), oldest first; filters as in `email_rows.list_emails`."""
+        return await self._database.read(lambda connection: rows.list_emails(connection, **filters))
+
+    async def story(self, email_id: str) -> dict[str, Any] | None:
+        """Everything about one email, ready for JSON."""
+        return await self._database.read(lambda connection: rows.email_story(connection, email_id))
+
+    # how
+
+    async def _kept(self, octets: bytes) -> dict[str, Any]:
+        """The columns that keep octets: small ones in the row, large ones in the blob store first."""
+        if len(octets) > MAX_ROW_BYTES:
+            return {"size": len(octets), "blob": await self._blobs.put(octets), "octets": None}
+        return {"size": len(octets), "blob": None, "octets": octets}
+
+    async def _octets(self, row: Row) -> bytes:
+        octets: bytes = row.octets if row.blob is None else await self._blobs.get(row.blob)
+        return octets
+
+    def _email_values(self, request: SendEmail, now: datetime) -> dict[str, Any]:
+        latest = max(now, request.send_at or now) + self._lifetime
+        return {
+            "id": request.id,
+            "template": request.template or "",
+            "subject": request.subject or "",
+            "on_unknown": request.on_unknown,
+            "serial_key": request.serial_key,
+            "return_path": self._return_path,
+            "accepted_at": now,
+            "send_at": request.send_at,
+            "expires_at": min(request.expires_at or latest, latest),
+        }
+
+    def _take(self, connection: sa.Connection, now: datetime, row: Row, *, ticket_id: str, until: datetime) -> Claim:
+        token = secrets.token_hex(16)
+        attempt, copy = row.attempts + 1, row.copies + 1
+        claimed_from = row.claimed_from if row.disposition == Disposition.SENDING else row.disposition
+        held = {"claim_token": token, "claim_until": until, "claimed_from": claimed_from, "dot_sent_at": None}
+        values = held | {"disposition": Disposition.SENDING, "ticket_id": ticket_id, "updated_at": now}
+        self._change(connection, row, values)
+        claim = Claim(
+            email_id=row.email_id, recipient=row.recipient, token=token, until=until, attempt=attempt, copy=copy
+        )
+        self._note(connection, now, claim, "claimed", {"attempt": attempt, "copy": copy})
+        return claim
+
+    def _become_unknown(self, connection: sa.Connection, now: datetime, row: Row, *, reason: str) -> None:
+        due = now + self._unknown_wait if row.on_unknown == "resend" else None
+        outcome = {"disposition": Disposition.UNKNOWN, "reason": reason, "attempts": row.attempts + 1}
+        self._change(connection, row, _ended(now) | outcome | {"next_attempt_at": due})
+        self._tell(connection, now, rows.row_of(connection, row.email_id, row.recipient), "email.unknown")
+
+    def _expire(self, connection: sa.Connection, now: datetime, row: Row) -> None:
+        reason = f"{row.disposition} until its time ran out" + (f": {row.reason}" if row.reason else "")
+        self._change(connection, row, _ended(now) | {"disposition": Disposition.EXPIRED, "reason": reason})
+        self._tell(connection, now, rows.row_of(connection, row.email_id, row.recipient), "email.expired")
+
+    async def _each(
+        self,
+        step: str,
+        email_id: str,
+        from_: Iterable[Disposition],
+        values: Callable[[Row], dict[str, Any]],
+        event: EventType | None,
+    ) -> int:
+        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many."""
+
+        def work(connection: sa.Connection, now: datetime) -> int:
+            found = [row for row in rows.rows_of(connection, email_id) if _is_one_of(row, from_, now)]
+            for row in found:
+                self._change(connection, row, _ended(now) | values(row))
+                changed = rows.row_of(connection, email_id, row.recipient)
+                self._tell(connection, now, changed, event, step=step)
+            return len(found)
+
+        return await self._journal.record(step, work)
+
+    def _change(self, connection: sa.Connection, row: Row, values: dict[str, Any]) -> None:
+        """Compare-and-set: raises ClaimLost when the row is not what it was when it was read."""
+        table = email_recipients.c
+        same = (
+            table.email_id == row.email_id,
+            table.recipient == row.recipient,
+            table.disposition == row.disposition,
+            table.claim_token.is_not_distinct_from(row.claim_token),
+        )
+        if connection.execute(sa.update(email_recipients).where(*same).values(values)).rowcount != 1:
+            raise ClaimLost(f"{row.email_id} to {row.recipient} changed meanwhile")
+
+    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> None:
+        self._journal.note(
+            connection, now, Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
+        )
+
+    def _tell(
+        self,
+        connection: sa.Connection,
+        now: datetime,
+        row: Row,
+        event: EventType | None,
+        *,
+        step: str = "",
+        is_news: bool = True,
+    ) -> None:
+        """Notes what a row became, as a line of the timeline and, where it is news, as an event."""
+        fact = Fact(
+            subject=row.email_id,
+            step=step or row.disposition,
+            recipient=row.recipient,
+            event=event if is_news else None,
+            data=_outcome_data(row),
+        )
+        self._journal.note(connection, now, fact)
+
+
+_HEALS = (Disposition.UNKNOWN, Disposition.DELAYED, Disposition.HELD)
+_STOPPED = (Disposition.HELD, Disposition.DEAD, Disposition.UNKNOWN)
+
+
+def _change_claimed(connection: sa.Connection, claim: Claim, values: dict[str, Any]) -> Row:
+    """Changes the row while the claim holds and returns it as it is then; raises ClaimLost."""
+    table = email_recipients.c
+    mine = (
+        table.email_id == claim.email_id,
+        table.recipient == claim.recipient,
+        table.claim_token == claim.token,
+    )
+    if connection.execute(sa.update(email_recipients).where(*mine).values(values)).rowcount != 1:
+        raise ClaimLost(f"the claim on {claim.email_id} to {claim.recipient} is gone")
+    return rows.row_of(connection, claim.email_id, claim.recipient)
+
+
+def _ended(now: datetime) -> dict[str, Any]:
+    """The columns of a claim that is over."""
+    return {
+        "claim_token": None,
+        "claim_until": None,
+        "claimed_from": None,
+        "next_attempt_at": None,
+        "updated_at": now,
+    }
+
+
+def _not_taken() -> dict[str, Any]:
+    """A dot that the relay said no to is no copy."""
+    table = email_recipients.c
+    copies = sa.case((table.dot_sent_at.is_not(None), table.copies - 1), else_=table.copies)
+    return {"copies": copies, "dot_sent_at": None}
+
+
+def _reply_values(reply: Reply) -> dict[str, Any]:
+    return {"reply_code": reply.code, "reply_enhanced": reply.enhanced_status, "reply_text": reply.text}
+
+
+def _outcome_data(row: Row) -> dict[str, Any]:
+    reply = rows.reply_of(row)
+    data = as_json(
+        {
+            "disposition": row.disposition,
+            "reason": row.reason,
+            "relay": row.relay,
+            "reply": str(reply) if reply else "",
+            "enhanced_status": row.reply_enhanced,
+            "attempts": row.attempts,
+            "copies": row.copies,
+            "next_attempt_at": row.next_attempt_at,
+            "message_id": row.message_id,
+        }
+    )
+    return {key: value for key, value in data.items() if value not in (None, "")}
+
+
+def _is_one_of(row: Row, dispositions: Iterable[Disposition], now: datetime) -> bool:
+    if row.disposition == Disposition.SENDING:
+        return Disposition.PENDING in dispositions and rows.is_abandoned(row, now)
+    return row.disposition in dispositions
+
+
+def _recipient_values(request: SendEmail, email: dict[str, Any], now: datetime, ticket_id: str) -> list[dict[str, Any]]:
+    """A row per recipient; one that waits for `send_at` has no ticket until then."""
+    waits = request.send_at is not None and request.send_at > now
+    common = {
+        "email_id": request.id,
+        "disposition": Disposition.PENDING,
+        "reason": "waits for send_at" if waits else "",
+        "next_attempt_at": request.send_at if waits else now,
+        "expires_at": email["expires_at"],
+        "ticket_id": "" if waits else ticket_id,
+        "updated_at": now,
+    }
+    return [
+        common | {"recipient": recipient, "position": position}
+        for position, recipient in enumerate(request.recipients())
+    ]
+
+
+def _known_or_conflict(connection: sa.Connection, email_id: str, *, app: str, content_hash: str) -> Acceptance:
+    query = sa.select(emails.c.app, emails.c.content_hash).where(emails.c.id == email_id)
+    owner = connection.execute(query).one()
+    return Acceptance.KNOWN if tuple(owner) == (app, content_hash) else Acceptance.CONFLICT
+
+
+def _octets_query(email_id: str) -> sa.Select[Any]:
+    return sa.select(email_octets).where(email_octets.c.email_id == email_id)
+
+
+def _without_params(problem: dict[str, str]) -> dict[str, str]:
+    """The problem as an event may tell it: a schema's message quotes the value it refuses."""
+    if problem["path"].partition(".")[0].partition("[")[0] == "params":
+        return problem | {"message": "does not fit the template"}
+    return problem

@@ -1,0 +1,83 @@
+"""The schema's versions: which one a database has, and the way to ours.
+
+A new database is made in one step from `store.schema` and stamped; an older one is led up by alembic, which is imported
+only then.  A newer one, or a foreign one, is refused in words.  Everything happens in one transaction, so that of several
+processes that start together one does it.  A test proves that both ways end at the same tables.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from gateway.errors import Problem, SettingsError
+from gateway.mail.ids import new_id
+from gateway.store import schema
+
+if TYPE_CHECKING:
+    from gateway.store.database import Database
+
+KNOWN_VERSIONS = ("0001",)
+HEAD = KNOWN_VERSIONS[-1]
+
+_stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
+
+
+async def upgrade(database: Database) -> None:
+    """Brings the schema to this gateway's version; raises SettingsError where that cannot be."""
+    if await current_version(database) != HEAD:
+        await database.write(_bring_up_to_date)
+
+
+async def current_version(database: Database) -> str | None:
+    """The schema's version, None for an empty database."""
+    return await database.read(_version)
+
+
+def _bring_up_to_date(connection: sa.Connection) -> None:
+    version = _version(connection)
+    if version == HEAD:
+        return
+    if version is None:
+        _create(connection)
+    elif version in KNOWN_VERSIONS:
+        run_alembic(connection)
+    else:
+        raise _refusal(
+            f"the store has schema {version}, newer than {HEAD}, which this gateway knows: run the newer gateway"
+        )
+
+
+def _version(connection: sa.Connection) -> str | None:
+    tables = sa.inspect(connection).get_table_names()
+    if _stamp.name in tables:
+        found = connection.execute(sa.select(_stamp.c.version_num)).scalars().all()
+        if len(found) == 1:
+            return str(found[0])
+    if tables:
+        raise _refusal("the database holds tables that are not the gateway's: give it one of its own")
+    return None
+
+
+def _create(connection: sa.Connection) -> None:
+    schema.metadata.create_all(connection, checkfirst=False)
+    connection.execute(sa.insert(schema.meta), {"key": "epoch", "value": new_id()})
+    _stamp.create(connection)
+    connection.execute(sa.insert(_stamp), {"version_num": HEAD})
+
+
+def run_alembic(connection: sa.Connection, version: str = "head") -> None:
+    """Leads the schema up on an open connection, inside its transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, version)
+
+
+def _refusal(text: str) -> SettingsError:
+    return SettingsError([Problem("database_url", text)])

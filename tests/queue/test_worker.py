@@ -1,0 +1,350 @@
+"""The worker: what becomes of tickets when handlers succeed, fail, hang, or are asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, StoreUnavailable, TransientFailure
+from gateway.queue.broker import Depth, Done, Later
+from gateway.queue.ladder import Ladder
+from gateway.queue.sqlite import SqliteBroker
+from gateway.queue.ticket import EMAIL_SEND, Ticket, retry_queue
+from gateway.queue.worker import Handler, work
+from gateway.runtime import Stop
+
+RETRY = retry_queue(EMAIL_SEND)
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class Hands:
+    """A clock to turn, and everything the worker told."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.failures: list[tuple[str, str, BaseException, str]] = []
+
+    def clock(self) -> datetime:
+        return self.now
+
+    def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None:
+        self.failures.append((queue, ticket_id, error, next_step))
+
+
+@pytest.fixture
+def hands() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, hands: Hands) -> AsyncIterator[SqliteBroker]:
+    async with SqliteBroker(tmp_path / "queue.db", clock=hands.clock) as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def working(broker: SqliteBroker, hands: Hands, handler: Handler, **values: Any) -> AsyncIterator[Stop]:
+    stop = Stop()
+    options: dict[str, Any] = {
+        "queues": {EMAIL_SEND: 2, RETRY: 1},
+        "handlers": {EMAIL_SEND: handler},
+        "concurrency": 5,
+        "ladder": Ladder.parse("1m 5m"),
+        "clock": hands.clock,
+        "observer": hands,
+        "jitter": lambda: 0.5,
+        "grace_seconds": 5,
+        "probe_seconds": 0.05,
+    }
+    task = asyncio.create_task(work(broker, stop=stop, **(options | values)))
+    try:
+        yield stop
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 10)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def depth(broker: SqliteBroker, name: str = EMAIL_SEND) -> Depth:
+    empty = Depth(name=name, ready=0, leased=0, delayed=0, dead=0, oldest_seconds=None)
+    return next((item for item in await broker.depths() if item.name == name), empty)
+
+
+async def publish(broker: SqliteBroker, *ids: str) -> None:
+    await broker.publish([Ticket(queue=EMAIL_SEND, id=id, body=b"") for id in ids or ("1",)])
+
+
+def is_delayed(broker: SqliteBroker) -> Callable[[], Any]:
+    async def look() -> bool:
+        return (await depth(broker, RETRY)).delayed == 1
+
+    return look
+
+
+async def test_done_tickets_go_and_all_are_handled(broker: SqliteBroker, hands: Hands) -> None:
+    seen: set[str] = set()
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.add(ticket.id)
+        return Done()
+
+    await publish(broker, *map(str, range(50)))
+    async with working(broker, hands, handle):
+        await until(lambda: len(seen) == 50)
+    assert await depth(broker) == Depth(name=EMAIL_SEND, ready=0, leased=0, delayed=0, dead=0, oldest_seconds=None)
+    assert hands.failures == []
+
+
+async def test_a_handlers_later_is_obeyed(broker: SqliteBroker, hands: Hands) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def handle(ticket: Ticket) -> Done | Later:
+        seen.append((ticket.queue, ticket.attempt))
+        return Later(at=START + timedelta(hours=1)) if len(seen) == 1 else Done()
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(is_delayed(broker))
+        hands.now += timedelta(hours=1)
+        await until(lambda: len(seen) == 2)
+    assert seen == [(EMAIL_SEND, 0), (RETRY, 1)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransientFailure("busy", owner=FaultOwner.DOMAIN),
+        TransientFailure("mailbox full", owner=FaultOwner.RECIPIENT),
+        ZeroDivisionError("a bug"),
+    ],
+)
+async def test_a_failure_climbs_the_ladder_and_dies_at_its_end(
+    broker: SqliteBroker, hands: Hands, error: Exception
+) -> None:
+    times: list[datetime] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        times.append(hands.now)
+        raise error
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        for seconds in (60, 300):
+            await until(is_delayed(broker))
+            hands.now += timedelta(seconds=seconds)
+
+        async def is_dead() -> bool:
+            return bool(await broker.dead())
+
+        await until(is_dead)
+    assert times == [START, START + timedelta(seconds=60), START + timedelta(seconds=360)]
+    (dead,) = await broker.dead()
+    assert type(error).__name__ in dead.reason
+    assert [step for *_, step in hands.failures] == ["again in 60 s", "again in 300 s", "dead letter"]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("locked"), TransientFailure("no relay", owner=FaultOwner.RELAY)])
+async def test_faults_of_ours_and_the_relays_take_the_fixed_step_and_never_climb(
+    broker: SqliteBroker, hands: Hands, error: Exception
+) -> None:
+    attempts: list[int] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        attempts.append(ticket.attempt)
+        if len(attempts) < 6:
+            raise error
+        return Done()
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        for n in range(1, 6):
+            await until(is_delayed(broker))
+            assert len(attempts) == n
+            hands.now += timedelta(seconds=30)
+        await until(lambda: len(attempts) == 6)
+    assert attempts == [0] * 6
+
+
+async def test_a_permanent_failure_is_dead_at_once_with_its_reason(broker: SqliteBroker, hands: Hands) -> None:
+    async def handle(ticket: Ticket) -> Done:
+        raise PermanentFailure("no such template")
+
+    async def is_dead() -> bool:
+        return bool(await broker.dead())
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(is_dead)
+    assert "no such template" in (await broker.dead())[0].reason
+
+
+class Panic(BaseException):
+    """As extension modules raise it."""
+
+
+@pytest.mark.parametrize("error", [Panic("rust"), asyncio.CancelledError(), TimeoutError(), LeaseLost("gone")])
+async def test_nothing_a_handler_raises_ends_the_worker(
+    broker: SqliteBroker, hands: Hands, error: BaseException
+) -> None:
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        if seen.count("bad") == 1 and ticket.id == "bad":
+            raise error
+        return Done()
+
+    await publish(broker, "bad")
+    async with working(broker, hands, handle, concurrency=1):
+        await until(lambda: len(hands.failures) == 1)
+        await publish(broker, "good")
+        await until(lambda: "good" in seen)
+
+
+async def test_a_handler_that_returns_nothing_is_a_failure(broker: SqliteBroker, hands: Hands) -> None:
+    async def handle(ticket: Ticket) -> Any:
+        return None
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(is_delayed(broker))
+    assert isinstance(hands.failures[0][2], TypeError)
+
+
+async def test_a_hanging_handler_is_ended_at_its_deadline_and_blocks_nobody(broker: SqliteBroker, hands: Hands) -> None:
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        if ticket.id == "hangs":
+            await asyncio.Event().wait()
+        return Done()
+
+    await publish(broker, "hangs", "next")
+    async with working(broker, hands, handle, concurrency=1, handler_seconds=0.1):
+        await until(lambda: "next" in seen)
+        await until(is_delayed(broker))
+    assert "0.1 s" in str(hands.failures[0][2])
+
+
+async def test_stop_lets_handlers_finish_and_leases_no_more(broker: SqliteBroker, hands: Hands) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        began.set()
+        await go_on.wait()
+        seen.append(ticket.id)
+        return Done()
+
+    await publish(broker)
+    async with working(broker, hands, handle) as stop:
+        await began.wait()
+        stop.set()
+        await asyncio.sleep(0)
+        await publish(broker, "2")
+        go_on.set()
+    assert seen == ["1"]
+    found = await depth(broker)
+    assert (found.ready, found.leased) == (1, 0)
+
+
+async def test_stop_gives_back_what_did_not_finish_in_its_grace(broker: SqliteBroker, hands: Hands) -> None:
+    began = asyncio.Event()
+
+    async def handle(ticket: Ticket) -> Done:
+        began.set()
+        await asyncio.Event().wait()
+        return Done()
+
+    await publish(broker)
+    async with working(broker, hands, handle, grace_seconds=0.1) as stop:
+        await began.wait()
+        stop.set()
+    found = await depth(broker)
+    assert (found.ready, found.leased, found.delayed) == (1, 0, 0)
+    assert hands.failures == []
+    async with broker.consume({EMAIL_SEND: 1}, concurrency=1) as consumer:
+        lease = await anext(aiter(consumer))
+        assert (lease.delivery_count, lease.ticket.attempt) == (0, 0)
+
+
+async def test_tickets_stay_ready_while_the_gate_is_closed(broker: SqliteBroker, hands: Hands) -> None:
+    opened = asyncio.Event()
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        return Done()
+
+    async def look() -> bool:
+        return (await depth(broker)).ready == 10
+
+    async with working(broker, hands, handle, gate=opened.wait):
+        await publish(broker, *map(str, range(10)))
+        await asyncio.sleep(0.2)
+        await until(look)
+        assert seen == []
+        opened.set()
+        await until(lambda: len(seen) == 10)
+        opened.clear()
+        await publish(broker, *map(str, range(10)))
+        await asyncio.sleep(0.2)
+        await until(look)
+    assert len(seen) == 10
+    async with broker.consume({EMAIL_SEND: 1}, concurrency=1) as consumer:
+        assert (await anext(aiter(consumer))).delivery_count == 0
+
+
+async def test_an_outage_of_the_queue_is_survived_and_told(broker: SqliteBroker, hands: Hands, tmp_path: Path) -> None:
+    seen: list[str] = []
+    go_on = asyncio.Event()
+
+    async def handle(ticket: Ticket) -> Done | Later:
+        seen.append(ticket.id)
+        if ticket.id == "settles in the outage":
+            await go_on.wait()
+            return Later(at=START)
+        return Done()
+
+    path = tmp_path / "queue.db"
+    await publish(broker, "settles in the outage")
+    async with working(broker, hands, handle):
+        await until(lambda: len(seen) == 1)
+        path.rename(tmp_path / "away")
+        with pytest.raises(QueueUnavailable):
+            await publish(broker, "lost")
+        go_on.set()
+        await until(
+            lambda: {step for *_, step in hands.failures} == {"settles again in 0.05 s", "leases again in 0.05 s"}
+        )
+        (tmp_path / "away").rename(path)
+        await publish(broker, "kept")
+        await until(lambda: "kept" in seen and seen.count("settles in the outage") >= 2)
+
+
+async def test_every_queue_needs_a_handler(broker: SqliteBroker, hands: Hands) -> None:
+    with pytest.raises(ValueError, match=r"mail\.inbound"):
+        await work(
+            broker,
+            queues={"mail.inbound.retry": 1},
+            handlers={},
+            concurrency=1,
+            stop=Stop(),
+            ladder=Ladder.parse("1m"),
+            observer=hands,
+        )
