@@ -111,7 +111,7 @@ class _Parts:
 
 
 async def _build_smtp(parts: _Parts, stack: AsyncExitStack) -> Service:
-    from gateway.inbound.intake import Intake
+    from gateway.inbound.intake import Intake, IntakeLimits
     from gateway.inbound.smtp_door import DoorLimits, SmtpDoor
 
     settings = parts.settings
@@ -123,6 +123,7 @@ async def _build_smtp(parts: _Parts, stack: AsyncExitStack) -> Service:
         min_free_bytes=settings.min_free_bytes,
         clock=utc_now,
         log=parts.log,
+        limits=IntakeLimits(mail_bytes=settings.limits.mail_bytes),
     )
     limits = DoorLimits(
         mail_bytes=settings.limits.mail_bytes,
@@ -225,7 +226,7 @@ async def _build_sweep(parts: _Parts, stack: AsyncExitStack) -> Service:
     broker, store = await parts.queue(stack), await parts.store(stack)
 
     async def service(stop: Stop) -> None:
-        await sweep(store.ledger, broker, stop=stop, clock=utc_now)
+        await sweep(store.ledger, broker, stop=stop, clock=utc_now, log=parts.log)
 
     return service
 

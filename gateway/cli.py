@@ -343,3 +343,7 @@ def version() -> None:
     from gateway import __version__
 
     print(__version__)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from email.message import EmailMessage
+from email.policy import SMTP
 from email.utils import make_msgid
 from typing import Any
 
@@ -50,7 +51,7 @@ async def show_at_work(
 ) -> list[Line]:
     """Does the four things and waits for their dispositions; `emails` and `mails` list the rows of one id."""
     email_id = await client.send("invoice", to="Ann Example <ann@example.org>", params=_INVOICE, attachments=[_pdf()])
-    post_id = await asyncio.to_thread(_mail, door, posts_address, _photo_mail(posts_address).as_bytes())
+    post_id = await asyncio.to_thread(_mail, door, posts_address, _photo_mail(posts_address).as_bytes(policy=SMTP))
     domain = posts_address.rpartition("@")[2]
     unknown = await asyncio.to_thread(_mail, door, f"nobody-here@{domain}", b"Subject: hello\r\n\r\nAnyone?\r\n")
     hopeless = await asyncio.to_thread(_mail, door, posts_address, _hopeless_mail())
@@ -77,7 +78,7 @@ def _mail(door: tuple[str, int], rcpt_to: str, octets: bytes) -> str:
 
 
 def _kept(word: str) -> str:
-    """The mail id a door's 250 tells."""
+    """The mail id a door's 250 tells; '' when it refused."""
     return word.rsplit(" ", 1)[-1] if word.startswith("250") else ""
 
 

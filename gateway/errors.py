@@ -38,13 +38,14 @@ class FaultOwner(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a request or a settings file: where, and what."""
+    """One thing wrong with a request or a settings file: where, and what; shown as one line, whatever the path holds."""
 
     path: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        text = f"{self.path}: {self.message}" if self.path else self.message
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class GatewayError(Exception):

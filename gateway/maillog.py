@@ -13,7 +13,19 @@ from typing import Any
 
 import structlog
 
+from gateway.errors import GatewayError
 from gateway.reply import Reply
+
+
+def told(error: BaseException) -> str:
+    """The error in one line; one that nobody raised on purpose also says where it came from."""
+    text = f"{type(error).__name__}: {error}"
+    trace = error.__traceback__
+    if isinstance(error, GatewayError) or trace is None:
+        return text
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{text} [{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}]"
 
 
 class MailLog:
@@ -38,7 +50,8 @@ class MailLog:
 
     def _say(self, event: str, level: str = "info", **facts: Any) -> None:
         self.counters[event] += 1
-        getattr(self._log, level)(event, **{key: value for key, value in facts.items() if value not in (None, "")})
+        plain = {key: str(value) if isinstance(value, str) else value for key, value in facts.items()}
+        getattr(self._log, level)(event, **{key: value for key, value in plain.items() if value not in (None, "")})
 
     # inbound
 
@@ -49,7 +62,7 @@ class MailLog:
         self._say("refused", door=door, client=client, verb=verb, reply=str(reply), address=address)
 
     def door_fault(self, *, door: str, client: str, error: BaseException) -> None:
-        self._say("door-fault", "error", door=door, client=client, error=f"{type(error).__name__}: {error}")
+        self._say("door-fault", "error", door=door, client=client, error=told(error))
 
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)
@@ -81,7 +94,7 @@ class MailLog:
             "error",
             queue=queue,
             ticket=ticket_id,
-            error=f"{type(error).__name__}: {error}",
+            error=told(error),
             next=next_step,
         )
 

@@ -65,6 +65,8 @@ def _without_nul(value: str) -> str:
 
 def _file_name(value: str) -> str:
     _one_line(value)
+    if value != value.strip():
+        raise ValueError("begins or ends with a space")
     if value in {".", ".."} or "/" in value or "\\" in value or _DECEIVING & set(value):
         raise ValueError("must be a plain file name without path or direction characters")
     return value

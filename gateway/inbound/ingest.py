@@ -26,6 +26,7 @@ from gateway.inbound.mailbox import Discard, Forward, Hold, Mailbox, Post, Refus
 from gateway.inbound.router import Router
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
+from gateway.mail.fingerprint import content_key
 from gateway.mail.parse import Cage
 from gateway.maillog import MailLog
 from gateway.queue.broker import Done
@@ -89,6 +90,7 @@ class Ingest:
             size=len(arrival.octets),
             sha256=arrival.sha256,
             subject=read.parsed.subject,
+            content_key=content_key(arrival.octets),
         )
         retries = []
         for rcpt_to in open_recipients:

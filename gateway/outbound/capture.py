@@ -41,7 +41,9 @@ class Capture:
         finally:
             self._drop_rest(name)
         failpoint("relay.dot_sent")
-        return Reply(code=250, enhanced_status="2.0.0", text=f"captured as {name}.eml")
+        reply = Reply(code=250, enhanced_status="2.0.0", text=f"captured as {name}.eml")
+        failpoint("relay.replied")
+        return reply
 
     async def close(self) -> None:
         """Nothing is kept open."""

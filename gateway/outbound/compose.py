@@ -74,7 +74,7 @@ def compose(
     stamp = Stamp(message_id=message_id, date=date, default_from=default_from)
     head = [_address_line(name, addresses) for name, addresses in _addresses(request, stamp) if addresses]
     if not request.to and not request.cc:
-        head.append(b"To: " + NO_RECIPIENTS_SHOWN.encode())
+        head.insert(1, b"To: " + NO_RECIPIENTS_SHOWN.encode())
     head.append(_text_line("Subject", _neutral(rendered.subject)))
     head.append(b"Date: " + format_datetime(date).encode())
     head.append(b"Message-ID: " + message_id.encode())

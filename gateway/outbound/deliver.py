@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import ClaimLost, FaultOwner, JobFailed, PermanentFailure, StorageFault, StoreUnavailable
-from gateway.mail.addresses import parse_address
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
@@ -74,6 +73,7 @@ class Deliver:
         log: MailLog,
         mail_from: str,
         claim_seconds: float = 60,
+        patience: Patience | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
@@ -87,7 +87,7 @@ class Deliver:
         self._log = log
         self._mail_from = mail_from
         self._jitter = jitter
-        self._patience = Patience(claim_seconds=claim_seconds)
+        self._patience = patience or Patience(claim_seconds=claim_seconds)
         self._desk = AcceptanceDesk(ledger=ledger, templates=templates, answer=answer, log=log, default_from=mail_from)
 
     async def handle(self, ticket: Ticket) -> Done | Later:
@@ -147,7 +147,7 @@ class Deliver:
         except (JobFailed, PermanentFailure) as error:
             await self._hold(email, f"cannot be rendered: {error}")
             return None
-        stored = await self._ledger.record_rendered(email.id, octets)
+        stored = await self._ledger.record_rendered(email.id, octets, subject=_subject_of(octets))
         failpoint("deliver.rendered")
         return stored
 
@@ -322,7 +322,7 @@ class Deliver:
 
     def _return_path(self, email: EmailRecord, recipient: str) -> str:
         """Where bounces of this recipient go; one address for all until bounces have a mailbox."""
-        return parse_address(self._mail_from).mailbox if self._mail_from else ""
+        return email.return_path
 
     def _log_attempt(
         self,
@@ -352,6 +352,15 @@ class _Round:
     email: EmailRecord
     octets: bytes
     ticket_id: str
+
+
+def _subject_of(octets: bytes) -> str:
+    """The subject as people read it, for the lists."""
+    from email.header import decode_header, make_header
+    from email.parser import BytesHeaderParser
+
+    head = octets.partition(b"\r\n\r\n")[0]
+    return str(make_header(decode_header(BytesHeaderParser().parsebytes(head)["Subject"] or "")))
 
 
 def _is_open(row: RecipientRecord) -> bool:

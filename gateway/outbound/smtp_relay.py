@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException, SMTPTimeoutError
 from aiosmtplib.protocol import SMTPProtocol
@@ -208,8 +208,8 @@ class _Session:
 
     def abort(self) -> None:
         """Drops the connection at once: nothing buffered goes out any more."""
-        if isinstance(self._client.transport, asyncio.WriteTransport):
-            self._client.transport.abort()
+        if self._client.transport is not None:
+            cast(asyncio.WriteTransport, self._client.transport).abort()
         self._client.close()
 
     def _envelope(self, letter: Letter) -> tuple[list[bytes], list[bytes]]:
@@ -271,9 +271,9 @@ class _Session:
                 answer.cancel()
 
     async def _write_body(self, lines: bytes, answer: asyncio.Task[SMTPResponse]) -> None:
-        protocol, transport = self._client.protocol, self._client.transport
+        protocol = self._client.protocol
         assert protocol is not None
-        assert isinstance(transport, asyncio.WriteTransport)
+        transport = cast(asyncio.WriteTransport, self._client.transport)  # uvloop's is one without saying so
         transport.set_write_buffer_limits(high=0)
         for start in range(0, len(lines), _BLOCK_BYTES):
             self._refuse_early(answer)

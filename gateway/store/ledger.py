@@ -95,8 +95,11 @@ class Ledger(Protocol):
 
     async def recipients(self, email_id: str) -> list[RecipientRecord]: ...
 
-    async def record_rendered(self, email_id: str, octets: bytes) -> bytes:
-        """Stores the bytes if none are stored yet and returns the stored ones (the first writer wins)."""
+    async def record_rendered(self, email_id: str, octets: bytes, *, subject: str = "") -> bytes:
+        """Stores the bytes if none are stored yet and returns the stored ones (the first writer wins).
+
+        `subject` is what the lists show.
+        """
         ...
 
     async def claim(

@@ -9,7 +9,7 @@ kept exactly as received (up to 256 KiB in a row, beyond that in the blob store)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ from gateway.store.journal import Fact, Journal
 from gateway.store.posts import NewPost
 from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, mail_octets, mails
 
+DUPLICATE_DAYS = 7
 _EVENTS: dict[Disposition, EventType] = {
     Disposition.HELD: "mail.held",
     Disposition.FAILED: "mail.failed",
@@ -61,9 +62,18 @@ class Mails:
         self._journal = Journal(database, clock=clock, hostname=hostname)
 
     async def record_received(
-        self, envelope: Envelope, octets_or_blob: bytes | str, size: int, sha256: str, *, subject: str = ""
+        self,
+        envelope: Envelope,
+        octets_or_blob: bytes | str,
+        size: int,
+        sha256: str,
+        *,
+        subject: str = "",
+        content_key: str = "",
     ) -> bool:
         """Keeps a mail and a pending delivery per recipient; True when the mail was new.
+
+        `content_key` is what a copy of the mail shares (`mail.fingerprint`); '' = nothing is a copy of it.
 
         `octets_or_blob` is the octets, or the digest of the blob they are in.  A further ticket of the same mail adds its
         recipients; a subject learnt later fills an empty one.
@@ -71,10 +81,10 @@ class Mails:
         content = octets_or_blob
         if isinstance(content, bytes) and len(content) > MAX_ROW_BYTES:
             content = await self._blobs.put(content)
-        kept = {"blob": content} if isinstance(content, str) else {"octets": content}
+        kept: dict[str, bytes | str] = {"blob": content} if isinstance(content, str) else {"octets": content}
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now}
+            facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now, "content_key": content_key}
             is_new = _insert_mail(connection, envelope, facts, kept)
             added = _insert_deliveries(connection, envelope, now)
             if added:
@@ -88,12 +98,18 @@ class Mails:
     async def record_delivered(
         self, mail_id: str, rcpt_to: str, mailbox: str, post: NewPost, reason: str = ""
     ) -> str | None:
-        """Writes the post and ends the delivery; where it is final already nothing, and returns the post's id of then."""
+        """Writes the post and ends the delivery; where it is final already nothing, and returns the post's id of then.
+
+        A copy of a mail delivered to the same recipient within `DUPLICATE_DAYS` is recorded as its duplicate instead.
+        """
 
         def work(connection: sa.Connection, now: datetime) -> str | None:
             row = _delivery(connection, mail_id, rcpt_to)
             if row.disposition.is_final:
                 return row.post_id
+            original = _delivered_before(connection, row, now)
+            if original is not None:
+                return self._record_duplicate(connection, now, row, original, mailbox=mailbox)
             post_id = posts.insert_post(connection, post, mail_id=mail_id)
             _update(
                 connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id
@@ -242,6 +258,17 @@ class Mails:
 
         return await self._journal.record(f"mail_{disposition}", work)
 
+    def _record_duplicate(
+        self, connection: sa.Connection, now: datetime, row: DeliveryRecord, original: sa.RowMapping, *, mailbox: str
+    ) -> str | None:
+        mail_id, post_id = original["mail_id"], original["post_id"]
+        values = {"mailbox": mailbox, "post_id": post_id, "duplicate_of": mail_id, "reason": f"the same mail as {mail_id}"}
+        _update(connection, row, now, disposition=Disposition.DUPLICATE, **values)
+        data = {"mailbox": mailbox, "duplicate_of": mail_id, "post_id": post_id, "delivery_id": row.id}
+        fact = Fact(subject=row.mail_id, step="duplicate", recipient=row.rcpt_to, event="mail.duplicate", data=data)
+        self._journal.note(connection, now, fact)
+        return str(post_id) if post_id else None
+
     def _note_delivered(
         self,
         connection: sa.Connection,
@@ -306,7 +333,7 @@ def _insert_deliveries(connection: sa.Connection, envelope: Envelope, now: datet
         common | {"id": new_id(), "rcpt_to": rcpt_to, "position": position}
         for position, rcpt_to in enumerate(envelope.rcpt_to)
     )
-    return [row["rcpt_to"] for row in rows if insert_absent(connection, deliveries, row)]
+    return [str(row["rcpt_to"]) for row in rows if insert_absent(connection, deliveries, row)]
 
 
 def _deliveries(connection: sa.Connection, mail_id: str, rcpt_to: str | None = None) -> list[DeliveryRecord]:
@@ -323,6 +350,21 @@ def _delivery(connection: sa.Connection, mail_id: str, rcpt_to: str) -> Delivery
     if not found:
         raise LookupError(f"no delivery of mail {mail_id} to {rcpt_to}")
     return found[0]
+
+
+def _delivered_before(connection: sa.Connection, row: DeliveryRecord, now: datetime) -> sa.RowMapping | None:
+    """The delivery of another mail that this one is a copy of: same sender, recipient and content, lately delivered."""
+    this = connection.execute(sa.select(mails.c.mail_from, mails.c.content_key).where(mails.c.id == row.mail_id)).one()
+    if not this.content_key:
+        return None
+    query = (
+        sa.select(deliveries.c.mail_id, deliveries.c.post_id)
+        .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
+        .where(mails.c.content_key == this.content_key, mails.c.mail_from == this.mail_from, mails.c.id != row.mail_id)
+        .where(deliveries.c.rcpt_to == row.rcpt_to, deliveries.c.disposition == Disposition.DELIVERED)
+        .where(deliveries.c.updated_at >= now - timedelta(days=DUPLICATE_DAYS))
+    )
+    return connection.execute(query.limit(1)).mappings().first()
 
 
 def _update(connection: sa.Connection, row: DeliveryRecord, now: datetime, **values: Any) -> None:
@@ -343,8 +385,7 @@ def _story(connection: sa.Connection, mail_id: str) -> dict[str, Any] | None:
     mail = connection.execute(sa.select(mails).where(mails.c.id == mail_id)).mappings().first()
     if mail is None:
         return None
-    facts = as_json(mail)
-    del facts["sequence"]
+    facts = {key: value for key, value in as_json(mail).items() if key not in {"sequence", "content_key"}}
     query = sa.select(deliveries).where(deliveries.c.mail_id == mail_id)
     found = connection.execute(query.order_by(deliveries.c.position, deliveries.c.id)).mappings()
     return facts | {"recipients": [_told(row) for row in found], "timeline": timeline.story(connection, mail_id)}

@@ -82,7 +82,7 @@ def clean_json(value: Any) -> Any:
     return value
 
 
-def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A row ready for JSON: moments as RFC 3339 text."""
     return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}
 
@@ -132,9 +132,11 @@ mails = sa.Table(
     _text("auth"),
     sa.Column("size", Number, nullable=False),
     sa.Column("sha256", Text, nullable=False),
+    _text("content_key"),
     _text("subject"),
     _count("sequence"),
     sa.Index(None, "received_at"),
+    sa.Index(None, "content_key"),
 )
 
 mail_octets = sa.Table(

@@ -1,8 +1,9 @@
 """An SMTP server on loopback that does at each step what the test says.
 
-`script` maps a step to an action: a reply line ("451 4.3.0 later"), CLOSE, HANG, GARBAGE, or a list of actions for one
-visit each (None = as usual); after the list, and for steps not named, it behaves.  Steps: banner, ehlo, starttls, auth,
-mail, rcpt, data, body (right after 354), dot, rset, quit.  REFUSE and HANG at `connect` are sockets of their own.
+`script` maps a step to an action: a reply line ("451 4.3.0 later"), CLOSE, HANG, GARBAGE, WAIT (as usual, once `go` is
+set), or a list of actions for one visit each (None = as usual); after the list, and for steps not named, it behaves.
+Steps: banner, ehlo, starttls, auth, mail, rcpt, data, body (at its first octet), dot, rset, quit.  A refused connect is
+`refusing_port()`, one that hangs a DeafPort.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 CLOSE = "<close>"
 HANG = "<hang>"
 GARBAGE = "<garbage>"
+WAIT = "<wait>"
 GARBAGE_OCTETS = b"\x00\xff\xfe what is this\r\n"
 Action = str | None
 
@@ -54,6 +56,7 @@ class ScriptedRelay:
         self.lines: list[str] = []
         self.seen: Counter[str] = Counter()
         self.acted = asyncio.Event()
+        self.go = asyncio.Event()
         self._tls = tls
         self._implicit_tls = implicit_tls
         self._user = user
@@ -87,7 +90,7 @@ class ScriptedRelay:
         self.connections += 1
         session = _Session(self, reader, writer, self.connections)
         try:
-            with suppress(OSError, asyncio.IncompleteReadError, _Over, ssl.SSLError):
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError, _Over):
                 await session.run()
         finally:
             self._sessions.discard(task)
@@ -137,10 +140,18 @@ class _Session:
     async def act(self, step: str, usual: str) -> bool:
         """Does what the script says at this step; True when that was the usual."""
         action = self.relay.action(step)
+        if action == WAIT:
+            self.relay.acted.set()
+            await self.relay.go.wait()
+            action = None
         if action == CLOSE:
+            self.writer.transport.abort()
+            self.relay.acted.set()
             raise _Over
         if action == HANG:
             await asyncio.Event().wait()
+        if action is None and not usual:
+            return True
         self.writer.write(GARBAGE_OCTETS if action == GARBAGE else f"{action or usual}\r\n".encode())
         await self.writer.drain()
         if action is not None:
@@ -178,13 +189,13 @@ class _Session:
     async def on_data(self, _: str) -> None:
         if not await self.act("data", "354 go on"):
             return
+        stuffed = bytearray(await self.reader.readexactly(1))
         if self.relay.script.get("body"):
             await self.act("body", "")
-        stuffed = b""
         while not stuffed.endswith(b"\r\n.\r\n"):
             stuffed += await self.reader.readline() or self._end()
         self.relay.seen["full body"] += 1
-        octets = stuffed[:-3].replace(b"\r\n..", b"\r\n.")
+        octets = bytes(stuffed[:-3]).replace(b"\r\n..", b"\r\n.")
         octets = octets[1:] if octets.startswith(b"..") else octets
         if await self.act("dot", "250 2.0.0 taken"):
             self.relay.taken.append(Taken(self.mail_from, self.recipient, octets, self.number))

@@ -20,7 +20,9 @@ DIALOGUES = sorted((Path(__file__).parent / "dialogues").glob("*.txt"))
 async def test_the_door_keeps_to_the_dialogue(path: Path, house: House) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     limits = dict(line[3:].split() for line in lines if line.startswith("L: "))
-    door = await house.open_door(**{name: float(value) if "." in value else int(value) for name, value in limits.items()})
+    door = await house.open_door(
+        **{name: float(value) if "." in value else int(value) for name, value in limits.items()}
+    )
     talk = await Talk.with_door(door)
     try:
         for number, line in enumerate(lines, 1):

@@ -18,8 +18,10 @@ from gateway.mail.envelope import Envelope
 from gateway.queue.broker import Done
 from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
 
-JPEG = base64.b64decode("/9j/4AAQSkZJRgABAQEASABIAAD/2wBDAP//////////////////////////////////////////////////////////////////////////////////////")
-PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+JPEG = bytes.fromhex("ffd8ffe000104a46494600010101004800480000ffdb004300") + b"\xff" * 64
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 BOMB = b"Content-Type: multipart/mixed; boundary=x\r\n\r\n" + b"--x\r\n\r\n\r\n" * 5_000 + b"--x--\r\n"
 
 
@@ -129,12 +131,18 @@ async def test_an_empty_mail_is_a_post_too(house: House) -> None:
 
 
 async def test_without_a_subject_the_first_words_are_the_title(house: House) -> None:
-    (row,) = await ingested(house, b"\r\n\r\n  The quick brown fox jumps over the lazy dog, and then it goes on and on for more than a line.\r\nNext\r\n")
-    assert (await post_of(house, row))["title"] == "The quick brown fox jumps over the lazy dog, and then it goes on and on for …"
+    (row,) = await ingested(
+        house,
+        b"\r\n\r\n  The quick brown fox jumps over the lazy dog, and then it goes on and on for more than a line.\r\nNext\r\n",
+    )
+    assert (await post_of(house, row))[
+        "title"
+    ] == "The quick brown fox jumps over the lazy dog, and then it goes on and on for …"
 
 
 async def test_only_html_gives_text_and_safe_html(house: House) -> None:
-    octets = b"Subject: x\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<h1>Hi</h1><p onclick=x>a<b>b</b></p><script>evil()</script>"
+    header = b"Subject: x\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
+    octets = header + b"<h1>Hi</h1><p onclick=x>a<b>b</b></p><script>evil()</script>"
     (row,) = await ingested(house, octets)
     post = await post_of(house, row)
     assert post["text"] == "Hi\n\nab"
@@ -180,7 +188,9 @@ async def test_a_mailbox_that_raises_delays_its_own_recipient_only(house: House)
     await house.open_ingest(ladder="1s")
     await house.start_worker()
     await house.intake().accept(envelope("broken@localhost", "posts@localhost"), octets_of(mail()))
-    rows = await house.rows(lambda rows: any(row["disposition"] == "delivered" for row in rows) and rows[0]["attempts"] > 0)
+    rows = await house.rows(
+        lambda rows: any(row["disposition"] == "delivered" for row in rows) and rows[0]["attempts"] > 0
+    )
     waiting = next(row for row in rows if row["rcpt_to"] == "broken@localhost")
     assert waiting["disposition"] == "pending"
     assert "KeyError: 'bug'" in waiting["reason"]
@@ -207,7 +217,11 @@ async def test_a_mailbox_that_always_raises_ends_as_held_with_its_reason(house: 
     for attempt in (1, 2):
         await ingest.handle(ticket)
         ticket = published.pop()
-        assert (ticket.queue, ticket.attempt, ticket.headers["rcpt_to"]) == (retry_queue(MAIL_INBOUND), attempt, ["broken@localhost"])
+        assert (ticket.queue, ticket.attempt, ticket.headers["rcpt_to"]) == (
+            retry_queue(MAIL_INBOUND),
+            attempt,
+            ["broken@localhost"],
+        )
         assert ticket.due_at is not None
     await ingest.handle(ticket)
     assert published == []
@@ -240,7 +254,9 @@ async def test_what_a_mailbox_decides_is_recorded(outcome: Any, disposition: str
 async def test_a_recipient_without_a_mailbox_is_held_not_lost(house: House) -> None:
     ingest = await house.open_ingest()
     headers = envelope("gone@localhost").to_headers()
-    await ingest.handle(Ticket(queue=MAIL_INBOUND, id="01890000-0000-7000-8000-000000000000", body=b"x\r\n", headers=headers))
+    await ingest.handle(
+        Ticket(queue=MAIL_INBOUND, id="01890000-0000-7000-8000-000000000000", body=b"x\r\n", headers=headers)
+    )
     assert house.mails is not None
     (row,) = await house.mails.list_mails()
     assert (row["disposition"], row["reason"]) == ("held", "no mailbox: gone@localhost is unknown here")

@@ -34,7 +34,12 @@ async def test_a_small_mail_is_one_ticket_with_its_octets_and_envelope(house: Ho
     assert ticket.content_type == "message/rfc822"
     assert ticket.headers["sha256"] == hashlib.sha256(ticket.body).hexdigest()
     read = Envelope.from_headers(ticket.id, ticket.headers)
-    assert (read.mail_from, read.rcpt_to, read.client, read.helo) == ("ann@example.org", ("posts@localhost",), "192.0.2.1", "client")
+    assert (read.mail_from, read.rcpt_to, read.client, read.helo) == (
+        "ann@example.org",
+        ("posts@localhost",),
+        "192.0.2.1",
+        "client",
+    )
 
 
 async def test_a_large_mail_is_a_blob_and_an_empty_ticket(house: House) -> None:

@@ -7,20 +7,34 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "fakes"))
 
+from outbound_desk import MAIL_FROM, Desk
+
 from gateway.maillog import MailLog
 from gateway.outbound.relay import RelayLimits, RelayPool, parse_relay_url
+from gateway.store.blobs import FileBlobStore
+from gateway.store.database import open_database
+from gateway.store.emails import DatabaseLedger
 
-IMPATIENT = RelayLimits(
-    connect_seconds=0.4, command_seconds=0.4, block_seconds=0.4, reply_seconds=0.4, quit_seconds=0.2, connections=10
+PATIENT = RelayLimits(
+    connect_seconds=20, command_seconds=20, block_seconds=20, reply_seconds=20, quit_seconds=1, connections=10
 )
+IMPATIENT = replace(PATIENT, connect_seconds=0.4, command_seconds=0.4, block_seconds=0.4, reply_seconds=0.4)
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """The loop the gateway runs on: its transports differ from asyncio's."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 class FakeClock:
@@ -50,7 +64,7 @@ def log() -> MailLog:
 async def pool_of(tmp_path: Path, clock: FakeClock, log: MailLog) -> AsyncIterator[Callable[..., RelayPool]]:
     async with AsyncExitStack() as stack:
 
-        def build(*urls: str, limits: RelayLimits = IMPATIENT) -> RelayPool:
+        def build(*urls: str, limits: RelayLimits = PATIENT) -> RelayPool:
             pool = RelayPool(
                 [parse_relay_url(url) for url in urls],
                 hostname="gateway.test",
@@ -83,3 +97,44 @@ def server_tls(authority: trustme.CA, name: str = "localhost") -> ssl.SSLContext
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
     return context
+
+
+@pytest.fixture
+async def ledger_of(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Callable[..., DatabaseLedger]]:
+    async with AsyncExitStack() as stack:
+        database = await open_database(f"sqlite:///{tmp_path}/store.db")
+        stack.push_async_callback(database.close)
+
+        def build(kind: type[DatabaseLedger] = DatabaseLedger) -> DatabaseLedger:
+            return kind(
+                database,
+                FileBlobStore(tmp_path / "blobs"),
+                clock=clock,
+                hostname="gateway.test",
+                return_path=MAIL_FROM,
+            )
+
+        yield build
+
+
+@pytest.fixture
+def desk_of(
+    tmp_path: Path,
+    pool_of: Callable[..., RelayPool],
+    ledger_of: Callable[..., DatabaseLedger],
+    clock: FakeClock,
+    log: MailLog,
+) -> Callable[..., Desk]:
+    def build(
+        *urls: str, ledger: type[DatabaseLedger] = DatabaseLedger, limits: RelayLimits = PATIENT, **values: Any
+    ) -> Desk:
+        return Desk(
+            ledger=ledger_of(ledger),
+            pool=pool_of(*urls, limits=limits),
+            clock=clock,
+            log=log,
+            blobs=FileBlobStore(tmp_path / "blobs"),
+            **values,
+        )
+
+    return build

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import IMPATIENT, FakeClock, server_tls
+from conftest import PATIENT, FakeClock, server_tls
 from scripted_relay import CLOSE, ScriptedRelay, refusing_port
 
 from gateway.errors import ClaimLost, FaultOwner, StorageFault
@@ -70,7 +70,7 @@ async def test_kept_connections_are_used_again(pool_of: Build) -> None:
             await send(pool, f"r{number}@example.org")
         assert relay.connections == 1
         await asyncio.gather(*(send(pool, f"s{number}@example.org") for number in range(30)))
-        assert relay.connections <= IMPATIENT.connections
+        assert relay.connections <= PATIENT.connections
         await pool.close()
         assert len(relay.taken) == 50
         assert relay.seen["quit"] == relay.connections

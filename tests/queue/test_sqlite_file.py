@@ -43,7 +43,7 @@ async def file(path: Path) -> AsyncIterator[SqliteFile]:
 
 def in_another_process(path: Path, program: str) -> subprocess.Popen[str]:
     text = f"""
-import asyncio, os, signal, sys
+import asyncio, os, signal, sys, time
 from pathlib import Path
 from gateway.sqlite_file import SqliteFile
 async def main():
@@ -231,8 +231,7 @@ async def test_a_turn_never_given_back_ends_in_a_storage_fault(
     program = """
         def hold(connection):
             print("held", flush=True)
-            sys.stdin.read()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(60)
         await file.write(hold)
 """
     process = in_another_process(path, program)

@@ -45,9 +45,9 @@ locals_ = st.one_of(
     st.text(max_size=10),
 )
 domains = st.one_of(
+    st.sampled_from(["example.org", "localhost", "müller.example", "例え.jp", "[192.0.2.1]", "[IPv6:2001:db8::1]", ""]),
     st.sampled_from(
-        ["example.org", "localhost", "müller.example", "例え.jp", "[192.0.2.1]", "[IPv6:2001:db8::1]", "x.de,y.de"]
-        + ["a" * 63 + ".example", ".".join(["label"] * 40), "xn--mller-kva.de", "EXAMPLE.Org", "b@c", "x.de>", ""]
+        ["a" * 63 + ".example", ".".join(["label"] * 40), "xn--mller-kva.de", "EXAMPLE.Org", "b@c", "x,y", "x>"]
     ),
     snippets,
 )

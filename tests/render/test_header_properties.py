@@ -56,7 +56,7 @@ def mended(given_request: dict[str, Any]) -> SendEmail:
             return parse_send_email(request)
         except InvalidRequest as refused:
             for problem in sorted(refused.problems, key=lambda problem: problem.path, reverse=True):
-                assert not CONTROLS.search(problem.message), problem
+                assert not CONTROLS.search(str(problem)), problem
                 remove(request, problem.path)
     raise AssertionError("problems remain after removing what was named")
 
@@ -65,7 +65,11 @@ def remove(request: dict[str, Any], path: str) -> None:
     field, _, rest = path.partition(".")
     field, _, index = field.partition("[")
     if field == "headers":
-        del request["headers"][rest]
+        unspeakable = [
+            name for name in request["headers"] if not name.isprintable()
+        ]  # a lone surrogate has no exact path
+        for name in [rest] if rest in request["headers"] else unspeakable:
+            del request["headers"][name]
     elif index:
         request[field][int(index.removesuffix("]"))] = "spare@example.org"
     else:
@@ -171,10 +175,13 @@ def test_hostile_params_stay_data(name: str, template: str) -> None:
     params = TEMPLATES.sample(template) | {"name" if template == "welcome" else "customer": name}
     if template == "invoice":
         params |= {"number": name[:100] or "1"}
+    try:
+        meant = parse_send_email({"to": ["ann@example.org"], "template": template, "params": params})
+    except InvalidRequest:
+        return
     if TEMPLATES.problems(template, params):
         return
     parts, _ = render_job(asdict(TEMPLATES.sources(template)) | {"params": params}, b"")
-    meant = SendEmail(to=["ann@example.org"], template=template)
     octets = composed(meant, Rendered(**parts))
     message = email.message_from_bytes(octets)
     assert [name for name in read_lines(octets) if not name.startswith("Content-")] == intended_names(meant)

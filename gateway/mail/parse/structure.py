@@ -17,6 +17,7 @@ from email.policy import compat32
 from gateway.mail.parse import headers
 from gateway.mail.parse.guards import Limits, TooComplex, header_block
 
+_STRAY_LINE = re.compile(rb"^(?![!-9;-~]+[ \t]*:|[ \t])", re.MULTILINE)
 _BLANK = re.compile(rb"\r?\n|\r")
 _PARSER = BytesParser(policy=compat32)
 
@@ -73,12 +74,12 @@ class Scan:
             raise TooComplex(f"more than {self.limits.all_headers_bytes} bytes of headers")
         if block.count(b"\n") > self.limits.header_lines:
             raise TooComplex(f"more than {self.limits.header_lines} header lines")
-        header = _PARSER.parsebytes(block, headersonly=True)
-        left_over = header.get_payload()
-        if isinstance(left_over, str) and left_over.strip():
+        stray = _STRAY_LINE.search(block)
+        if stray and stray.start() < len(block):
             # A line that is no header line ends the header: the body begins there, without an empty line.
             self.defects.append("no empty line between header and body")
-            return header, stop - len(left_over.encode("ascii", "surrogateescape"))
+            return _PARSER.parsebytes(block[: stray.start()], headersonly=True), start + stray.start()
+        header = _PARSER.parsebytes(block, headersonly=True)
         blank = _BLANK.match(self.octets, stop, end)
         return header, blank.end() if blank else min(stop, end)
 

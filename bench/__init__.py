@@ -1,0 +1,1 @@
+"""Measurements, side by side with the plain way: ratios and percentiles (`make bench`)."""

@@ -1,0 +1,132 @@
+"""The schema's versions: made quickly, led up, refused when newer; migrations and tables say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from gateway.errors import SettingsError
+from gateway.store import migrations, schema
+from gateway.store.database import Database, open_database
+
+
+def _tables(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    with sqlite3.connect(path) as connection:
+        names = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')")
+        ]
+        found = {name: connection.execute(f"PRAGMA table_xinfo({name})").fetchall() for name in names}
+        for name in names:
+            found[f"{name} keys"] = connection.execute(f"PRAGMA foreign_key_list({name})").fetchall()
+            found[f"{name} index"] = connection.execute(f"PRAGMA index_xinfo({name})").fetchall()
+    return found
+
+
+def _make_by_migrations(path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        migrations.run_alembic(connection)
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+    engine.dispose()
+
+
+async def test_migrations_and_tables_say_the_same(tmp_path: Path) -> None:
+    await asyncio.to_thread(_make_by_migrations, tmp_path / "led.db")
+    database = await open_database(f"sqlite:///{tmp_path}/made.db")
+    await database.close()
+    led, made = _tables(tmp_path / "led.db"), _tables(tmp_path / "made.db")
+    assert led == made
+    assert "ix_outbox_unpublished" in led
+
+
+def test_the_last_known_version_is_the_last_migration() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
+
+
+async def test_a_new_store_is_made_quickly_and_has_an_epoch(tmp_path: Path) -> None:
+    started = time.monotonic()
+    database = await open_database(f"sqlite:///{tmp_path}/store.db")
+    assert time.monotonic() - started < 0.5
+    query = sa.select(schema.meta.c.value).where(schema.meta.c.key == "epoch")
+    assert await database.read(lambda connection: connection.execute(query).scalar_one())
+    assert await migrations.current_version(database) == migrations.HEAD
+    await database.close()
+
+
+async def test_processes_that_start_together_make_one_schema_without_alembic(tmp_path: Path, run_child) -> None:
+    assert await asyncio.gather(*(run_child("open", tmp_path) for _ in range(3))) == [0, 0, 0]
+
+
+async def _refusal(path: Path) -> str:
+    with pytest.raises(SettingsError) as refused:
+        await open_database(f"sqlite:///{path}")
+    return str(refused.value)
+
+
+async def test_a_newer_schema_is_refused_in_words(tmp_path: Path) -> None:
+    database = await open_database(f"sqlite:///{tmp_path}/store.db")
+    await database.write(
+        lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num='9999'"))
+    )
+    await database.close()
+    assert "schema 9999, newer than" in await _refusal(tmp_path / "store.db")
+
+
+async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "store.db") as other:
+        other.execute("CREATE TABLE recipes (name TEXT)")
+    other.close()
+    assert "not the gateway's" in await _refusal(tmp_path / "store.db")
+
+
+async def test_moments_are_compared_as_moments_whatever_their_offset(database: Database) -> None:
+    base = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    east = timezone(timedelta(hours=5, minutes=30))
+    moments = [base, base + timedelta(microseconds=1), (base + timedelta(seconds=1)).astimezone(east)]
+    rows = [
+        {"event_id": str(i), "type": "t", "subject": "s", "created_at": moment, "body": b""}
+        for i, moment in enumerate(reversed(moments))
+    ]
+
+    def work(connection: sa.Connection) -> tuple[list[datetime], int]:
+        connection.execute(sa.insert(schema.outbox), rows)
+        ordered = connection.execute(sa.select(schema.outbox.c.created_at).order_by(schema.outbox.c.created_at))
+        later = sa.select(sa.func.count()).where(schema.outbox.c.created_at > base.astimezone(east))
+        return list(ordered.scalars()), connection.execute(later).scalar_one()
+
+    ordered, later = await database.write(work)
+    assert ordered == moments
+    assert all(moment.tzinfo is not None for moment in ordered)
+    assert later == 2
+
+
+async def test_a_moment_without_offset_is_refused(database: Database) -> None:
+    row = {"event_id": "1", "type": "t", "subject": "s", "created_at": datetime(2026, 3, 1), "body": b""}
+    with pytest.raises(sa.exc.StatementError, match="no offset"):
+        await database.write(lambda connection: connection.execute(sa.insert(schema.outbox), row))
+
+
+def test_the_tables_can_be_said_in_postgresql() -> None:
+    from sqlalchemy.dialects import postgresql
+    from sqlalchemy.schema import CreateTable
+
+    text = "\n".join(
+        str(CreateTable(table).compile(dialect=postgresql.dialect())) for table in schema.metadata.sorted_tables
+    )
+    assert "TIMESTAMP WITH TIME ZONE" in text
+    assert "JSONB" in text
+    assert "BIGSERIAL" in text
