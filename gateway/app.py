@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.client import Client, open_broker
+from gateway.client import Client, open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.maillog import MailLog
-from gateway.runtime import Service, Stop, serve, utc_now
+from gateway.runtime import Service, Stop, serve, stop_on_signals, utc_now
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,18 +60,22 @@ def start(settings: Settings, names: Sequence[str] = (), *, extra: Service | Non
 
 async def _serve(settings: Settings, names: Sequence[str], extra: Service | None) -> int:
     log = MailLog()
-    parts = _Parts(settings, log)
     check_values(settings)
-    async with AsyncExitStack() as stack:
-        services: dict[str, Service] = {}
-        for name in names:
-            services[name] = await _BUILDERS[name](parts, stack)
-        if extra is not None:
-            services["demo"] = extra
-        log.service("gateway", "serving", services=" ".join(names), pid=os.getpid())
-        code = await serve(services, grace_seconds=settings.limits.grace)
+    stop = Stop()
+    with stop_on_signals(stop):
+        async with AsyncExitStack() as stack:
+            services = await _build(settings, names, log, stack)
+            if extra is not None:
+                services["demo"] = extra
+            log.service("gateway", "serving", services=" ".join(names), pid=os.getpid())
+            code = await serve(services, grace_seconds=settings.limits.grace, stop=stop)
         log.service("gateway", "stopped", code=code)
     return code
+
+
+async def _build(settings: Settings, names: Sequence[str], log: MailLog, stack: AsyncExitStack) -> dict[str, Service]:
+    parts = _Parts(settings, log)
+    return {name: await _BUILDERS[name](parts, stack) for name in names}
 
 
 class _Parts:
@@ -280,6 +284,8 @@ def check_values(settings: Settings) -> None:
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
         ("blobs_url", lambda: _blobs_folder(settings)),
+        ("queue_url", lambda: sqlite_path(settings.queue_url)),
+        ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
     for key, check in checks:

@@ -121,7 +121,7 @@ class Cage:
                 return await child.ask(*frame)
         except TimeoutError:
             raise OverBudget("wall", f"more than {wall_seconds:g} s") from None
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError):  # closed, or garbage in place of an answer
             child.kill()
             raise _death(await child.exit_code(), cpu_seconds=frame[2]) from None
 
@@ -164,7 +164,7 @@ class Cage:
             self._alive.add(child)
             async with asyncio.timeout(_START_SECONDS):
                 await child.warm()
-        except (OSError, EOFError, TimeoutError, JobFailed) as error:
+        except Exception as error:  # noqa: BLE001 - this loop must survive; whoever waits for a child is told the reason
             self._start_problem = f"{type(error).__name__}: {error}".rstrip(": ")
             if child is not None:
                 self._discard(child)

@@ -44,11 +44,11 @@ class Answer:
     errors: tuple[str, ...] = ()
 
 
-def sqlite_path(url: str) -> Path:
+def sqlite_path(url: str, key: str = "queue_url") -> Path:
     """The file a `sqlite:///…` URL names; raises SettingsError for any other URL."""
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
         shown = url.split("@")[-1].split("://")[0]
-        raise SettingsError([Problem("queue_url", f"{shown!r} is not sqlite:///PATH, the engine this version has")])
+        raise SettingsError([Problem(key, f"{shown!r} is not sqlite:///PATH, the engine this version has")])
     return Path(unquote(url.removeprefix("sqlite:///")))
 
 

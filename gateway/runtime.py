@@ -1,6 +1,6 @@
 """The life of a process: start in order, stop in order, and named places to die at in tests.
 
-`serve()` runs services side by side until the first signal; then each gets `grace_seconds` to finish; a second signal
+`serve()` runs services side by side until the first signal (`stop_on_signals`); then each gets `grace_seconds` to finish; a second signal
 kills at once.  A service that ends or raises by itself stops the process with exit 1: a half-alive gateway lies.
 
 `failpoint(name)` is a no-op unless the environment variable GATEWAY_FAILPOINT names it (`name` kills with SIGKILL at the
@@ -13,8 +13,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 Clock = Callable[[], datetime]
@@ -45,12 +45,21 @@ class Stop:
         return self._event.is_set()
 
 
-async def serve(services: dict[str, Service], *, grace_seconds: float, stop: Stop | None = None) -> int:
-    """Runs every service until a signal or a death; returns the exit code (0 asked to stop, 1 a service died)."""
-    stop = stop or Stop()
+@contextmanager
+def stop_on_signals(stop: Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`; the second one ends the process at once."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def serve(services: dict[str, Service], *, grace_seconds: float, stop: Stop) -> int:
+    """Runs every service until the wish to stop or a death; returns the exit code (0 asked to stop, 1 a service died)."""
     tasks = {asyncio.create_task(_run(service, stop), name=name): name for name, service in services.items()}
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -63,8 +72,6 @@ async def serve(services: dict[str, Service], *, grace_seconds: float, stop: Sto
         results = await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         stopping.cancel()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
     failed = False
     for name, result in zip(tasks.values(), results, strict=True):
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):

@@ -269,7 +269,11 @@ def verify(octets: bytes, request: SendEmail, rendered: Rendered, stamp: Stamp) 
 
 
 def _expected(request: SendEmail, rendered: Rendered, stamp: Stamp) -> list[tuple[str, str]]:
-    expected = [(name, _shown(addresses)) for name, addresses in _addresses(request, stamp) if addresses]
+    expected = [
+        (name, _shown((_neutral(address.name), wire_mailbox(address.mailbox)) for address in addresses))
+        for name, addresses in _addresses(request, stamp)
+        if addresses
+    ]
     if not request.to and not request.cc:
         expected.append(("To", NO_RECIPIENTS_SHOWN))
     return [
@@ -286,8 +290,7 @@ def _decoded(head: Message) -> Iterable[tuple[str, str]]:
     for name, raw in head.raw_items():
         value = re.sub(r"\r\n(?=[ \t])", "", str(raw)).encode("ascii", "surrogateescape").decode()
         if name in {"From", "To", "Cc", "Reply-To"} and value.strip() != NO_RECIPIENTS_SHOWN:
-            pairs = getaddresses([value])
-            yield name, _shown([Address(mailbox=mailbox, name=_decode(display)) for display, mailbox in pairs])
+            yield name, _shown((_decode(display), mailbox) for display, mailbox in getaddresses([value]))
         else:
             yield name, _decode(value.strip(" "))
 
@@ -298,8 +301,8 @@ def _decode(value: str) -> str:
     )
 
 
-def _shown(addresses: Sequence[Address]) -> str:
-    return "\n".join(f"{_neutral(address.name)} <{wire_mailbox(address.mailbox)}>" for address in addresses)
+def _shown(pairs: Iterable[tuple[str, str]]) -> str:
+    return repr(list(pairs))
 
 
 def _verify_parts(octets: bytes, request: SendEmail) -> None:

@@ -26,6 +26,10 @@ ROWS = sa.select(
     emails.c.message_id,
 ).join_from(email_recipients, emails, email_recipients.c.email_id == emails.c.id)
 
+_ROW = ROWS.where(
+    email_recipients.c.email_id == sa.bindparam("email"), email_recipients.c.recipient == sa.bindparam("to")
+)
+
 
 def rows_of(connection: sa.Connection, email_id: str) -> list[Row]:
     """The recipients' rows of one email, in the envelope's order."""
@@ -34,8 +38,7 @@ def rows_of(connection: sa.Connection, email_id: str) -> list[Row]:
 
 
 def row_of(connection: sa.Connection, email_id: str, recipient: str) -> Row:
-    query = ROWS.where(email_recipients.c.email_id == email_id, email_recipients.c.recipient == recipient)
-    row = connection.execute(query).first()
+    row = connection.execute(_ROW, {"email": email_id, "to": recipient}).first()
     if row is None:
         raise LookupError(f"no email {email_id} to {recipient}")
     return row

@@ -468,17 +468,17 @@ class DatabaseLedger:
 
 _HEALS = (Disposition.UNKNOWN, Disposition.DELAYED, Disposition.HELD)
 _STOPPED = (Disposition.HELD, Disposition.DEAD, Disposition.UNKNOWN)
+_CLAIMED = sa.update(email_recipients).where(
+    email_recipients.c.email_id == sa.bindparam("email"),
+    email_recipients.c.recipient == sa.bindparam("to"),
+    email_recipients.c.claim_token == sa.bindparam("token"),
+)
 
 
 def _change_claimed(connection: sa.Connection, claim: Claim, values: dict[str, Any]) -> Row:
     """Changes the row while the claim holds and returns it as it is then; raises ClaimLost."""
-    table = email_recipients.c
-    mine = (
-        table.email_id == claim.email_id,
-        table.recipient == claim.recipient,
-        table.claim_token == claim.token,
-    )
-    if connection.execute(sa.update(email_recipients).where(*mine).values(values)).rowcount != 1:
+    mine = {"email": claim.email_id, "to": claim.recipient, "token": claim.token}
+    if connection.execute(_CLAIMED.values(values), mine).rowcount != 1:
         raise ClaimLost(f"the claim on {claim.email_id} to {claim.recipient} is gone")
     return rows.row_of(connection, claim.email_id, claim.recipient)
 

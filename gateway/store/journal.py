@@ -20,7 +20,13 @@ from gateway.store.database import Database
 from gateway.store.schema import clean_json, emails, mails, posts
 
 T = TypeVar("T")
-_SUBJECTS = {"mail": mails, "email": emails, "post": posts}
+_RAISE_SEQUENCE = {
+    kind: sa.update(table)
+    .where(table.c.id == sa.bindparam("the_id"))
+    .values(sequence=table.c.sequence + 1)
+    .returning(table.c.sequence)
+    for kind, table in {"mail": mails, "email": emails, "post": posts}.items()
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,5 @@ class Journal:
 
 def _next_sequence(connection: sa.Connection, fact: Fact) -> int:
     assert fact.event is not None
-    table = _SUBJECTS[fact.event.partition(".")[0]]
-    raised = sa.update(table).where(table.c.id == fact.subject).values(sequence=table.c.sequence + 1)
-    return int(connection.execute(raised.returning(table.c.sequence)).scalar_one())
+    statement = _RAISE_SEQUENCE[fact.event.partition(".")[0]]
+    return int(connection.execute(statement, {"the_id": fact.subject}).scalar_one())

@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from gateway.contract.events import CloudEvent
 from gateway.store.schema import outbox
 
+_INSERT = sa.insert(outbox)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingEvent:
@@ -29,7 +31,7 @@ class WaitingEvent:
 def add(connection: sa.Connection, event: CloudEvent) -> None:
     """Puts an event into the outbox; it goes out after the commit."""
     connection.execute(
-        sa.insert(outbox),
+        _INSERT,
         {
             "event_id": event.id,
             "type": event.type,

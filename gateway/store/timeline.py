@@ -15,6 +15,7 @@ from gateway.store.schema import emails, mails, posts, rejections, timeline
 
 MAX_FOUND = 10
 _LETTERS = frozenset("0123456789abcdef-")
+_INSERT = sa.insert(timeline)
 
 
 def append(
@@ -22,7 +23,7 @@ def append(
 ) -> None:
     """Writes one line."""
     values = {"subject": subject, "step": step, "at": at, "recipient": recipient, "data": dict(data)}
-    connection.execute(sa.insert(timeline), values)
+    connection.execute(_INSERT, values)
 
 
 def story(connection: sa.Connection, subject: str) -> list[dict[str, Any]]:

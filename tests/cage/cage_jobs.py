@@ -81,7 +81,8 @@ def leave(request: dict[str, Any], octets: bytes) -> Answer:
 
 
 def chat(request: dict[str, Any], octets: bytes) -> Answer:
-    print("into the protocol?")
+    sys.stdout.write("into the protocol?")
+    sys.stdout.flush()
     os.write(1, b"\0\0\0\5\0\0\0\0")
     return {"said": True}, b""
 

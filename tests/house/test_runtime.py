@@ -12,11 +12,15 @@ from gateway.runtime import Stop, serve
 
 PROGRAM = """
 import asyncio, sys
-from gateway.runtime import serve, failpoint
+from gateway.runtime import Stop, serve, stop_on_signals, failpoint
 async def loop(stop):
     print("up", flush=True)
     {body}
-sys.exit(asyncio.run(serve({{"loop": loop}}, grace_seconds={grace})))
+async def main():
+    stop = Stop()
+    with stop_on_signals(stop):
+        return await serve({{"loop": loop}}, grace_seconds={grace}, stop=stop)
+sys.exit(asyncio.run(main()))
 """
 
 

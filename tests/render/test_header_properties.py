@@ -9,6 +9,7 @@ import copy
 import email
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from email.header import decode_header, make_header
@@ -46,6 +47,14 @@ requests = st.fixed_dictionaries(
         "headers": st.dictionaries(header_names, texts(longest=2500), max_size=3),
     },
 )
+
+
+def attempt(read: Callable[[Any], Any], given: Any) -> Any:
+    """What `read` returns, or the refusal it raises."""
+    try:
+        return read(given)
+    except (ValueError, InvalidRequest) as refused:
+        return refused
 
 
 def mended(given_request: dict[str, Any]) -> SendEmail:
@@ -194,11 +203,10 @@ def test_hostile_params_stay_data(name: str, template: str) -> None:
 @MANY
 @given(text=st.one_of(addresses(), mailboxes, texts(longest=1200)))
 def test_an_address_is_refused_or_is_exactly_one_mailbox_for_every_reader(text: str) -> None:
-    try:
-        address = parse_address(text)
-    except ValueError as refused:
-        assert str(refused)
-        assert not CONTROLS.search(str(refused))
+    address = attempt(parse_address, text)
+    if isinstance(address, ValueError):
+        assert str(address)
+        assert not CONTROLS.search(str(address))
         return
     assert parse_mailbox(address.mailbox) == address.mailbox == unicodedata.normalize("NFC", address.mailbox)
     wire = wire_mailbox(address.mailbox)
@@ -215,10 +223,9 @@ def test_file_names_come_back_as_they_were_or_are_refused(filenames: list[str]) 
     accepted = []
     for filename in filenames:
         attachment = {"filename": filename, "data": "eA==", "content_type": "message/rfc822"}
-        try:
-            parse_send_email(request | {"attachments": [attachment]})
-        except InvalidRequest as refused:
-            assert [problem.path for problem in refused.problems] == ["attachments[0].filename"]
+        outcome = attempt(parse_send_email, request | {"attachments": [attachment]})
+        if isinstance(outcome, InvalidRequest):
+            assert [problem.path for problem in outcome.problems] == ["attachments[0].filename"]
         else:
             accepted.append(attachment)
     octets = composed(parse_send_email(request | {"attachments": accepted}), Rendered(subject="s", text="t"))

@@ -238,7 +238,7 @@ async def test_lists_are_oldest_first_and_filtered(mails: Mails, clock) -> None:
     assert [line["id"] for line in await mails.list_mails(rcpt_to="b@localhost", limit=2)] == ids[1:]
     posts = await mails.list_posts(limit=2)
     assert [post["title"] for post in posts] == ["1", "2"]
-    assert set(["id", "mailbox", "author", "title", "created_at", "attachments"]) <= set(posts[0])
+    assert {"id", "mailbox", "author", "title", "created_at", "attachments"} <= set(posts[0])
     assert await mails.list_mails(id="%") == []
 
 
