@@ -16,7 +16,7 @@ $(UV):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools/uv 'uv>=0.13,<0.14'
 
 $(STAMP): $(UV) pyproject.toml uv.lock
-	$(UV_RUN) sync --frozen --quiet --python $(PYTHON)
+	$(UV_RUN) sync --frozen --quiet --system-certs --python $(PYTHON)
 	@touch $@
 
 run: setup ## start the gateway (the first time it shows itself at work); Ctrl-C ends it

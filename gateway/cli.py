@@ -97,24 +97,27 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 def run(
     context: Context,
     services: Annotated[list[str] | None, typer.Argument(help="smtp ingest send events web sweep; none: all.")] = None,
-    demo: Annotated[bool, typer.Option(help="On a new data_dir, show the gateway at work first.")] = False,
+    demo: Annotated[
+        bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
+    ] = False,
 ) -> None:
     """Starts the gateway (or only the services named) and serves until Ctrl-C."""
     from gateway import app, commands
 
     settings = _settings(context)
     extra = None
-    if demo and not services and commands.is_new(settings):
-        extra = app_demo(settings)
+    if demo and not services:
+        extra = _introduction(settings, at_work=commands.is_new(settings))
     raise typer.Exit(app.start(settings, services or (), extra=extra))
 
 
-def app_demo(settings: Settings) -> Any:
-    """The demo as a service beside the others."""
+def _introduction(settings: Settings, *, at_work: bool) -> Any:
+    """A service beside the others: shows them at work where that is new, and says where everything is."""
     from gateway import demo
 
     async def service(stop: Any) -> None:
-        await demo.demonstrate(settings)
+        if at_work:
+            await demo.demonstrate(settings)
         demo.introduce(settings)
         await stop.wait()
 
