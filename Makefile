@@ -26,7 +26,7 @@ demo: setup ## show the running gateway at work again
 	@.venv/bin/gateway demo
 
 test: setup ## the tests, under five minutes
-	.venv/bin/python -m pytest -q -m "not long"
+	.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not long"
 
 test-long: setup ## every test, the long ones and the large numbers of examples too
 	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q

@@ -22,6 +22,7 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import compat32
 from email.utils import format_datetime, getaddresses
+from inspect import signature
 from urllib.parse import quote
 
 from gateway.contract.email_send import Attachment, SendEmail
@@ -290,9 +291,16 @@ def _decoded(head: Message) -> Iterable[tuple[str, str]]:
     for name, raw in head.raw_items():
         value = re.sub(r"\r\n(?=[ \t])", "", str(raw)).encode("ascii", "surrogateescape").decode()
         if name in {"From", "To", "Cc", "Reply-To"} and value.strip() != NO_RECIPIENTS_SHOWN:
-            yield name, _shown((_decode(display), mailbox) for display, mailbox in getaddresses([value]))
+            yield name, _shown((_decode(display), mailbox) for display, mailbox in _addresses_in(value))
         else:
             yield name, _decode(value.strip(" "))
+
+
+def _addresses_in(value: str) -> list[tuple[str, str]]:
+    # The stdlib's strict reading, where a Python has it, takes address literals for an attack and returns nothing.
+    if "strict" in signature(getaddresses).parameters:
+        return getaddresses([value], strict=False)  # type: ignore[call-arg,unused-ignore]
+    return getaddresses([value])
 
 
 def _decode(value: str) -> str:

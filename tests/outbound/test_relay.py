@@ -208,13 +208,13 @@ class TestTls:
     async def test_starttls_verified_and_authenticated(self, pool_of: Build, trusted: trustme.CA) -> None:
         async with ScriptedRelay(tls=server_tls(trusted), user="me", password="p@ss") as relay:
             for scheme in ("smtp", "smtp+starttls"):
-                await send(pool_of(f"{scheme}://me:p%40ss@localhost:{relay.port}"))
+                await send(pool_of(f"{scheme}://me:p%40ss@127.0.0.1:{relay.port}"))
             assert len(relay.taken) == 2
             assert relay.seen["starttls"] == relay.seen["auth"] == 2
 
     async def test_implicit_tls_verified(self, pool_of: Build, trusted: trustme.CA) -> None:
         async with ScriptedRelay(tls=server_tls(trusted), implicit_tls=True, user="me", password="pw") as relay:
-            await send(pool_of(f"smtps://me:pw@localhost:{relay.port}"))
+            await send(pool_of(f"smtps://me:pw@127.0.0.1:{relay.port}"))
             assert relay.seen["auth"] == 1
 
     @pytest.mark.parametrize("scheme", ["smtp", "smtp+starttls", "smtps"])
@@ -222,29 +222,29 @@ class TestTls:
     async def test_a_wrong_certificate_is_refused_unless_told(
         self, pool_of: Build, trusted: trustme.CA, scheme: str, wrong: str
     ) -> None:
-        issuer, name = (trustme.CA(), "localhost") if wrong == "unknown authority" else (trusted, "other.example")
+        issuer, name = (trustme.CA(), "127.0.0.1") if wrong == "unknown authority" else (trusted, "other.example")
         tls = server_tls(issuer, name)
         async with ScriptedRelay(tls=tls, implicit_tls=scheme == "smtps") as relay:
             with pytest.raises(RelayUnusable, match="certificate"):
-                await send(pool_of(f"{scheme}://localhost:{relay.port}"))
+                await send(pool_of(f"{scheme}://127.0.0.1:{relay.port}"))
             assert relay.seen["mail"] == 0
-            await send(pool_of(f"{scheme}://localhost:{relay.port}?verify=no"))
+            await send(pool_of(f"{scheme}://127.0.0.1:{relay.port}?verify=no"))
             assert len(relay.taken) == 1
 
     async def test_required_starttls_not_offered_is_a_fault_of_the_relay(self, pool_of: Build) -> None:
         async with ScriptedRelay() as relay:
             with pytest.raises(RelayUnusable, match="STARTTLS is required"):
-                await send(pool_of(f"smtp+starttls://localhost:{relay.port}"))
+                await send(pool_of(f"smtp+starttls://127.0.0.1:{relay.port}"))
 
     async def test_a_password_never_goes_out_without_tls(self, pool_of: Build) -> None:
         async with ScriptedRelay(user="me", password="pw") as relay:
             with pytest.raises(RelayUnusable, match="only sent over TLS"):
-                await send(pool_of(f"smtp://me:pw@localhost:{relay.port}"))
+                await send(pool_of(f"smtp://me:pw@127.0.0.1:{relay.port}"))
             assert relay.seen["auth"] == 0
 
     async def test_a_wrong_password_pauses_the_relay(self, pool_of: Build, trusted: trustme.CA) -> None:
         async with ScriptedRelay(tls=server_tls(trusted), user="me", password="pw") as relay:
-            pool = pool_of(f"smtp://me:other@localhost:{relay.port}")
+            pool = pool_of(f"smtp://me:other@127.0.0.1:{relay.port}")
             with pytest.raises(RelayUnusable, match="535"):
                 await send(pool)
             [paused] = pool.paused

@@ -86,7 +86,7 @@ async def test_each_recipient_gets_the_right_disposition(
     secure = step in ("starttls", "auth")
     tls = {"tls": server_tls(trusted), "user": "me", "password": "pw"} if secure else {}
     async with ScriptedRelay({step: [ACTIONS[action]]}, **tls) as relay:
-        scheme = "smtp+starttls://me:pw@localhost" if secure else "smtp://127.0.0.1"
+        scheme = "smtp+starttls://me:pw@127.0.0.1" if secure else "smtp://127.0.0.1"
         limits = IMPATIENT if action == "hang" else PATIENT
         desk = desk_of(f"{scheme}:{relay.port}", ledger=WaitingLedger, limits=limits)
         desk.ledger.relay = relay
