@@ -6,8 +6,7 @@
     │   ├── StoreUnavailable      the database or blob store did not answer
     │   └── StorageFault          an SQLite file could not be read or written
     ├── PermanentFailure      5.x.x: proven; trying again cannot help
-    │   ├── InvalidRequest        a request broke its contract; carries every problem with its path
-    │   └── IdConflict            the id is taken by other content
+    │   └── InvalidRequest        a request broke its contract; carries every problem with its path
     ├── LeaseLost             the ticket is somebody else's now: stop, write nothing
     ├── ClaimLost             the recipient's row is somebody else's now: RSET, no dot
     ├── JobFailed             work in the cage raised; carries the exception's name and text
@@ -92,10 +91,6 @@ class InvalidRequest(PermanentFailure):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(map(str, problems)) or "invalid request")
         self.problems = tuple(problems)
-
-
-class IdConflict(PermanentFailure):
-    """The same id with other content (or from another app): the owner's email is untouched."""
 
 
 class LeaseLost(GatewayError):

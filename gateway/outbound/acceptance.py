@@ -61,7 +61,7 @@ class AcceptanceDesk:
             request,
             app=ticket.app,
             content_hash=request.content_hash(),
-            ticket_id=ticket.id or request.id,
+            ticket_id=request.id,
             stream=stream,
             message_id=self._mint_message_id(request),
         )
@@ -71,6 +71,7 @@ class AcceptanceDesk:
     async def _tell(self, ticket: Ticket, request: SendEmail, acceptance: Acceptance) -> str | None:
         if acceptance is Acceptance.CONFLICT:
             problem = Problem("id", "is taken by an email with other content")
+            await self._ledger.record_rejected(request.id, app=ticket.app, problems=[problem])
             self._log.email_rejected(request.id, problems=str(problem))
             await self._respond(ticket, request.id, "conflict", [problem])
             return None

@@ -5,7 +5,9 @@ recipient that must wait gets a ticket of its own (headers `email_id`, `recipien
 stream.  One attempt: claim, MAIL … body, `dot_sent` recorded, dot, reply, disposition recorded; the claim is renewed all
 the while.
 Promises: no ledger write, no send; a crash anywhere leaves the row to this ticket or to the sweeper; only a recipient's or
-a domain's fault climbs the ladder, a relay's fault gives the claim back, faults of ours are raised for the worker.
+a domain's fault climbs the ladder, a relay's fault gives the claim back, faults of ours are raised for the worker.  While
+no attempt can be made only a row's current ticket comes again, and the row says when; a ticket that dies takes its rows
+along (`dead`), and coming again it revives them.  No attempt begins that could outlast the handler's deadline.
 Limits: after an unclean end between dot and record the recipient is `unknown`; the return path is the same for all.
 """
 
@@ -13,12 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.errors import ClaimLost, FaultOwner, JobFailed, PermanentFailure, StorageFault, StoreUnavailable
+from gateway.errors import (
+    ClaimLost,
+    FaultOwner,
+    JobFailed,
+    PermanentFailure,
+    QueueUnavailable,
+    StorageFault,
+    StoreUnavailable,
+    TransientFailure,
+)
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
@@ -42,7 +54,9 @@ T = TypeVar("T")
 
 PARKED_SECONDS = 3600
 LOOK_AGAIN_SECONDS = 5
+FAULT_OF_OURS_SECONDS = 30
 _WAITS_FOR_A_PERSON = (Disposition.HELD, Disposition.DEAD)
+_FOLD = re.compile(r"\r?\n(?=[ \t])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +67,14 @@ class Patience:
     recipients_at_once: int = 8
     record_seconds: float = 300
     record_again_seconds: float = 1
+    handler_seconds: float = 900
+    reply_seconds: float = 600
+    margin_seconds: float = 60
+
+    @property
+    def begin_seconds(self) -> float:
+        """How long attempts may begin: then the reply to the last dot still comes before our own deadline."""
+        return max(self.handler_seconds - self.reply_seconds - self.margin_seconds, self.handler_seconds / 4)
 
 
 class Deliver:
@@ -73,6 +95,7 @@ class Deliver:
         log: MailLog,
         mail_from: str,
         claim_seconds: float = 60,
+        handler_seconds: float = 900,
         patience: Patience | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -87,14 +110,19 @@ class Deliver:
         self._log = log
         self._mail_from = mail_from
         self._jitter = jitter
-        self._patience = patience or Patience(claim_seconds=claim_seconds)
+        self._patience = patience or Patience(claim_seconds=claim_seconds, handler_seconds=handler_seconds)
         self._desk = AcceptanceDesk(ledger=ledger, templates=templates, answer=answer, log=log, default_from=mail_from)
 
     async def handle(self, ticket: Ticket) -> Done | Later:
         """Works one ticket; raises StoreUnavailable, QueueUnavailable, or PermanentFailure for a ticket of no email."""
-        recipient = None
+        begin_until = asyncio.get_running_loop().time() + self._patience.begin_seconds
         if "email_id" in ticket.headers:
-            email_id, recipient = str(ticket.headers["email_id"]), str(ticket.headers.get("recipient", ""))
+            errand = _Errand(
+                email_id=str(ticket.headers["email_id"]),
+                recipient=str(ticket.headers.get("recipient", "")),
+                ticket_id=ticket_id_of(ticket),
+                begin_until=begin_until,
+            )
         else:
             try:
                 accepted = await self._desk.accept(ticket)
@@ -102,33 +130,74 @@ class Deliver:
                 return self._later(PARKED_SECONDS)
             if accepted is None:
                 return Done()
-            email_id = accepted
-        email = await self._ledger.email(email_id)
-        if email is None:
-            raise PermanentFailure(f"the ledger has no email {email_id}")
-        return await self._work(email, ticket_id_of(ticket), recipient)
+            # The ledger knows a request's own ticket by the request's id, whatever its publisher called it.
+            errand = _Errand(email_id=accepted, recipient=None, ticket_id=accepted, begin_until=begin_until)
+        try:
+            return await self._run(errand)
+        # Broad: whatever ends the ticket's turn, its rows must know before the worker sends it off or buries it.
+        except Exception as fault:
+            if await self._comes_again_after(errand, ticket, fault):
+                raise
+            self._log.handler_failed(ticket.queue, ticket.id, error=fault, next_step="left to the row's current ticket")
+            return Done()
 
-    async def _work(self, email: EmailRecord, ticket_id: str, recipient: str | None) -> Done | Later:
+    async def _comes_again_after(self, errand: _Errand, ticket: Ticket, fault: Exception) -> bool:
+        """Tells the rows when the worker will bring this ticket again, or that it will not; False: it must not come."""
+        if isinstance(fault, QueueUnavailable | StoreUnavailable | StorageFault):
+            return True  # nothing can be promised of the rows now; the next turn says it
+        if isinstance(fault, PermanentFailure):
+            wait_seconds = None
+        elif isinstance(fault, TransientFailure) and fault.owner in (FaultOwner.OURS, FaultOwner.RELAY):
+            wait_seconds = float(FAULT_OF_OURS_SECONDS)
+        else:
+            wait_seconds = self._ladder.delay_seconds(ticket.attempt + 1, jitter=1)
+        if wait_seconds is not None:
+            until = self._in(wait_seconds)
+            return await self._ledger.postpone(
+                errand.email_id, errand.recipient, ticket_id=errand.ticket_id, until=until
+            )
+        reason = f"{type(fault).__name__}: {fault}"
+        if await self._ledger.record_dead(errand.email_id, reason=reason, ticket_id=errand.ticket_id):
+            self._log.email_attempted(
+                errand.email_id,
+                recipient=errand.recipient or "",
+                relay="",
+                disposition="dead",
+                reply="",
+                reason=reason,
+            )
+        failpoint("deliver.dead")
+        return True
+
+    async def _run(self, errand: _Errand) -> Done | Later:
+        email = await self._ledger.email(errand.email_id)
+        if email is None:
+            raise PermanentFailure(f"the ledger has no email {errand.email_id}")
         now = self._clock()
         if email.send_at is not None and email.send_at > now:
             return Done()  # waits in the ledger; the sweeper issues its ticket
-        if email.expires_at <= now:
+        rows = await self._open_rows(errand)
+        if rows and email.expires_at <= now:
             await self._ledger.sweep_expired()
-        rows = [
-            row
-            for row in await self._ledger.recipients(email.id)
-            if recipient in (None, row.recipient) and _is_open(row)
-        ]
+            rows = await self._open_rows(errand)
+            is_current = any(row.ticket_id == errand.ticket_id for row in rows)
+            return self._later(LOOK_AGAIN_SECONDS) if is_current else Done()
         if not rows:
             return Done()
-        if email.expires_at <= now:
-            return self._later(LOOK_AGAIN_SECONDS)
         octets = email.octets if email.octets is not None else await self._render(email)
         if octets is None:
             return Done()
-        times = await self._attempt_all(_Round(email=email, octets=octets, ticket_id=ticket_id), rows)
+        times = await self._attempt_all(_Round(email=email, octets=octets, errand=errand), rows)
         failpoint("deliver.acked.before")
         return Later(at=min(times), climbs=False) if times else Done()
+
+    async def _open_rows(self, errand: _Errand) -> list[RecipientRecord]:
+        """The rows this ticket may work; those that died with it live again, for somebody brought it back."""
+        rows = await self._ledger.recipients(errand.email_id)
+        if any(row.disposition is Disposition.DEAD and row.ticket_id == errand.ticket_id for row in rows):
+            await self._ledger.revive(errand.email_id, ticket_id=errand.ticket_id)
+            rows = await self._ledger.recipients(errand.email_id)
+        return [row for row in rows if errand.recipient in (None, row.recipient) and _is_open(row)]
 
     async def _render(self, email: EmailRecord) -> bytes | None:
         """The bytes every attempt sends, stored; None when the email is held because they cannot be made."""
@@ -179,15 +248,16 @@ class Deliver:
 
     async def _attempt(self, round_: _Round, recipient: str) -> datetime | None:
         """One recipient's turn; returns when this ticket must come again for it, None when it must not."""
-        email = round_.email
-        usable_at = self._pool.usable_at(email.stream, self._return_path(email, recipient))
-        if usable_at > self._clock():
-            return usable_at
+        email, ticket_id = round_.email, round_.errand.ticket_id
+        may_begin_at = self._may_begin_at(round_, recipient)
+        if may_begin_at is not None:
+            is_current = await self._ledger.postpone(email.id, recipient, ticket_id=ticket_id, until=may_begin_at)
+            return may_begin_at if is_current else None
         claimed = await self._ledger.claim(
-            email.id, recipient, ticket_id=round_.ticket_id, lifetime_seconds=self._patience.claim_seconds
+            email.id, recipient, ticket_id=ticket_id, lifetime_seconds=self._patience.claim_seconds
         )
         if isinstance(claimed, RecipientRecord):
-            return self._comes_again(claimed, round_.ticket_id)
+            return self._comes_again(claimed, ticket_id)
         failpoint("deliver.claimed")
         async with Hold(self._ledger, claimed, claim_seconds=self._patience.claim_seconds) as hold:
             try:
@@ -196,13 +266,19 @@ class Deliver:
                 self._log_attempt(email, recipient, disposition="claim-lost", reason=str(lost))
                 return self._in(self._patience.claim_seconds)
 
+    def _may_begin_at(self, round_: _Round, recipient: str) -> datetime | None:
+        """When an attempt may begin that must not begin now: no relay is usable, or this ticket's time is up."""
+        email, now = round_.email, self._clock()
+        usable_at = self._pool.usable_at(email.stream, self._return_path(email, recipient))
+        if usable_at > now:
+            return usable_at
+        return now if asyncio.get_running_loop().time() > round_.errand.begin_until else None
+
     def _comes_again(self, row: RecipientRecord, ticket_id: str) -> datetime | None:
         """For a row that is not due only its current ticket goes on; any other has nothing left to do."""
         if not _is_open(row) or row.ticket_id != ticket_id:
             return None
         at = row.claim_until if row.disposition is Disposition.SENDING else row.next_attempt_at
-        if at is None and row.disposition is Disposition.UNKNOWN:
-            return None  # on_unknown = hold: an operator's turn
         soon = self._in(1)
         return max(at, soon) if at else self._in(LOOK_AGAIN_SECONDS)
 
@@ -217,8 +293,9 @@ class Deliver:
                 stream=email.stream,
             )
         except RelayUnusable:
-            await self._ledger.release_claim(hold.claim)
-            return max(self._pool.usable_at(email.stream, self._return_path(email, recipient)), self._in(1))
+            at = max(self._pool.usable_at(email.stream, self._return_path(email, recipient)), self._in(1))
+            await self._release(hold, due_at=at)
+            return at
         except Deferred as deferred:
             await self._record_deferred(email, hold, deferred)
         except Refused as refused:
@@ -259,7 +336,6 @@ class Deliver:
                 reason=str(deferred.owner),
                 next_attempt_at=due_at,
                 ticket_id=ticket_id,
-                climbs=True,
             )
         )
         failpoint("deliver.recorded")
@@ -268,10 +344,14 @@ class Deliver:
 
     async def _record_refused(self, email: EmailRecord, hold: Hold, refused: Refused) -> None:
         if refused.owner is FaultOwner.OURS:
-            await self._ledger.release_claim(hold.claim)
+            await self._release(hold)
             await self._hold(email, f"must not be sent: {refused.reply.text}")
             return
         await self._record_failed(email, hold, refused, str(refused.owner))
+
+    async def _release(self, hold: Hold, *, due_at: datetime | None = None) -> None:
+        """Gives the claim back, firmly: after a dot the relay's no is known only here, unsaid it would be `unknown`."""
+        await self._firmly(lambda: self._ledger.release_claim(hold.claim, due_at=due_at))
 
     async def _record_failed(self, email: EmailRecord, hold: Hold, why: Deferred | Refused, reason: str) -> None:
         await self._firmly(
@@ -293,7 +373,7 @@ class Deliver:
         failpoint("deliver.recorded")
         self._log_attempt(email, recipient, relay=unknown.relay, disposition="unknown", reason=str(unknown))
         [row] = [row for row in await self._ledger.recipients(email.id) if row.recipient == recipient]
-        return self._comes_again(row, round_.ticket_id)
+        return self._comes_again(row, round_.errand.ticket_id)
 
     async def _publish_retry(
         self, email: EmailRecord, recipient: str, ticket_id: str, attempt: int, due_at: datetime
@@ -346,12 +426,22 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Errand:
+    """What a ticket asks: which email, which recipient (None: all), under which name, and until when attempts may begin."""
+
+    email_id: str
+    recipient: str | None
+    ticket_id: str
+    begin_until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Round:
     """One email under one ticket."""
 
     email: EmailRecord
     octets: bytes
-    ticket_id: str
+    errand: _Errand
 
 
 def _subject_of(octets: bytes) -> str:
@@ -360,8 +450,11 @@ def _subject_of(octets: bytes) -> str:
     from email.parser import BytesHeaderParser
 
     head = octets.partition(b"\r\n\r\n")[0]
-    return str(make_header(decode_header(BytesHeaderParser().parsebytes(head)["Subject"] or "")))
+    folded = BytesHeaderParser().parsebytes(head)["Subject"] or ""
+    return str(make_header(decode_header(_FOLD.sub("", folded))))
 
 
 def _is_open(row: RecipientRecord) -> bool:
+    if row.disposition is Disposition.UNKNOWN and row.next_attempt_at is None:
+        return False  # on_unknown = hold: a person's turn
     return not row.disposition.is_final and row.disposition not in _WAITS_FOR_A_PERSON

@@ -30,8 +30,8 @@ class Hold:
 
     async def __aexit__(self, *_: object) -> None:
         self._renewing.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._renewing
+        # Not awaited itself: its end by our cancel must not look like the cancel of whoever leaves, nor hide that one.
+        await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def record_dot_sent(self) -> None:
         """The journal's last word before the dot; raises ClaimLost or StoreUnavailable, then no dot may follow."""

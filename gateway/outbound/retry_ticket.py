@@ -25,5 +25,5 @@ def retry_ticket(
 
 
 def ticket_id_of(ticket: Ticket) -> str:
-    """What the ledger calls this ticket."""
+    """What the ledger calls this ticket: a retry's name, or the id of the request it carries."""
     return str(ticket.headers.get("ticket_id") or ticket.id)

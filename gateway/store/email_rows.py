@@ -18,6 +18,7 @@ from gateway.store.schema import as_json, email_recipients, emails, rejections
 
 Row = sa.Row[Any]
 WAITING = (Disposition.PENDING, Disposition.DELAYED)
+_STREAMS = ("urgent", "normal", "bulk")
 ROWS = sa.select(
     email_recipients,
     emails.c.stream,
@@ -60,16 +61,28 @@ def is_due(row: Row, now: datetime) -> bool:
     return is_abandoned(row, now)
 
 
+def is_worked(row: Row) -> bool:
+    """Whether a ticket goes on with it: not final, and no person's turn."""
+    if row.disposition == Disposition.UNKNOWN:
+        return row.next_attempt_at is not None
+    return row.disposition in (*WAITING, Disposition.SENDING)
+
+
 def overdue_rows(connection: sa.Connection, *, now: datetime, before: datetime, limit: int) -> list[Row]:
-    """Rows due since `before`, those that never had a ticket as soon as they are due, oldest first."""
+    """Rows without a ticket that are due, then rows due since `before`: each stream's oldest, urgent streams first."""
     table = email_recipients.c
     waits = table.disposition.in_((*WAITING, Disposition.UNKNOWN))
-    late = sa.or_(table.next_attempt_at <= before, sa.and_(table.ticket_id == "", table.next_attempt_at <= now))
+    ticketless = sa.and_(waits, table.ticket_id == "", table.next_attempt_at <= now)
+    late = sa.and_(waits, table.ticket_id != "", table.next_attempt_at <= before)
     abandoned = sa.and_(
         table.disposition == Disposition.SENDING, table.claim_until <= before, table.dot_sent_at.is_(None)
     )
-    query = ROWS.where(sa.or_(sa.and_(waits, late), abandoned)).order_by(table.next_attempt_at).limit(limit)
-    return list(connection.execute(query))
+    found: list[Row] = []
+    for which in (ticketless, sa.or_(late, abandoned)):
+        for stream in _STREAMS:
+            query = ROWS.where(which, emails.c.stream == stream).order_by(table.next_attempt_at).limit(limit)
+            found += connection.execute(query)
+    return found
 
 
 def lost_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:

@@ -220,18 +220,15 @@ class DatabaseLedger:
         reason: str,
         next_attempt_at: datetime,
         ticket_id: str,
-        climbs: bool,
     ) -> None:
-        """The attempt did not succeed; only the first of several delays that climb nothing is told as an event."""
+        """The attempt did not succeed; `ticket_id` names the ticket that works the row next."""
         outcome = {"disposition": Disposition.DELAYED, "relay": relay, "reason": reason, **_reply_values(reply)}
         next_ = {"next_attempt_at": next_attempt_at, "ticket_id": ticket_id}
 
         def work(connection: sa.Connection, now: datetime) -> None:
-            before = rows.row_of(connection, claim.email_id, claim.recipient)
-            spent = {"attempts": claim.attempt if climbs else claim.attempt - 1}
+            spent = {"attempts": claim.attempt}
             row = _change_claimed(connection, claim, _ended(now) | _not_taken() | outcome | spent | next_)
-            is_news = climbs or before.claimed_from != Disposition.DELAYED
-            self._tell(connection, now, row, "email.delayed", is_news=is_news)
+            self._tell(connection, now, row, "email.delayed")
 
         await self._journal.record("delayed", work)
 
@@ -255,15 +252,31 @@ class DatabaseLedger:
 
         await self._journal.record("unknown", work)
 
-    async def release_claim(self, claim: Claim) -> None:
-        """Gives the claim back: the row is what it was, due at once; after a dot only when the relay said no to it."""
+    async def release_claim(self, claim: Claim, *, due_at: datetime | None = None) -> None:
+        """Gives the claim back: the row is what it was, but due; after a dot only when the relay said no to it."""
 
         def work(connection: sa.Connection, now: datetime) -> None:
-            back = {"disposition": email_recipients.c.claimed_from, "next_attempt_at": now}
+            back = {"disposition": email_recipients.c.claimed_from, "next_attempt_at": due_at or now}
             _change_claimed(connection, claim, _ended(now) | _not_taken() | back)
             self._note(connection, now, claim, "claim_released", {"attempt": claim.attempt})
 
         await self._journal.record("claim_released", work)
+
+    async def postpone(self, email_id: str, recipient: str | None = None, *, ticket_id: str, until: datetime) -> bool:
+        """Makes a ticket's due rows due at `until`; no step of the story, for it may go on for days."""
+
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            mine = [
+                row
+                for row in rows.rows_of(connection, email_id)
+                if recipient in (None, row.recipient) and row.ticket_id == ticket_id and rows.is_worked(row)
+            ]
+            for row in mine:
+                if rows.is_due(row, now):
+                    self._change(connection, row, _given_up(row, now) | {"next_attempt_at": until})
+            return bool(mine)
+
+        return await self._journal.record("postponed", work)
 
     # operators
 
@@ -276,10 +289,22 @@ class DatabaseLedger:
 
         return await self._each("held", email_id, (*rows.WAITING, Disposition.UNKNOWN), held, "email.held")
 
-    async def record_dead(self, email_id: str, *, reason: str) -> int:
-        """Leaves every open, unclaimed recipient to an operator; returns how many."""
-        dead = {"disposition": Disposition.DEAD, "reason": reason}
-        return await self._each("dead", email_id, rows.WAITING, lambda row: dead, "email.dead")
+    async def record_dead(self, email_id: str, *, reason: str, ticket_id: str | None = None) -> int:
+        """Leaves open, unclaimed recipients to an operator; an unknown one stays unknown and is not resent."""
+
+        def dead(row: Row) -> dict[str, Any]:
+            disposition = row.disposition if row.disposition == Disposition.UNKNOWN else Disposition.DEAD
+            return {"disposition": disposition, "reason": reason}
+
+        from_ = (*rows.WAITING, Disposition.UNKNOWN)
+        return await self._each("dead", email_id, from_, dead, "email.dead", ticket_id=ticket_id)
+
+    async def revive(self, email_id: str, *, ticket_id: str) -> int:
+        """An operator put the dead letter back: its recipients are pending and due. Returns how many."""
+        now = self._clock()
+        revived = {"disposition": Disposition.PENDING, "reason": "retried", "next_attempt_at": now}
+        dead = (Disposition.DEAD,)
+        return await self._each("revived", email_id, dead, lambda row: revived, None, ticket_id=ticket_id)
 
     async def cancel(self, email_id: str, *, reason: str = "cancelled by an operator") -> int:
         """Ends every open, unclaimed recipient; returns how many."""
@@ -338,10 +363,9 @@ class DatabaseLedger:
             if rows.record_of(current) != row:
                 return False
             due = max(now, current.next_attempt_at or now)
-            values = {"ticket_id": ticket_id, "next_attempt_at": due}
-            if current.disposition == Disposition.SENDING:
-                values |= _ended(now) | {"disposition": current.claimed_from, "next_attempt_at": due}
-            self._change(connection, current, values)
+            self._change(
+                connection, current, _given_up(current, now) | {"ticket_id": ticket_id, "next_attempt_at": due}
+            )
             fact = Fact(subject=row.email_id, step="reissued", recipient=row.recipient, data={"ticket": ticket_id})
             self._journal.note(connection, now, fact)
             return True
@@ -415,11 +439,20 @@ class DatabaseLedger:
         from_: Iterable[Disposition],
         values: Callable[[Row], dict[str, Any]],
         event: EventType | None,
+        *,
+        ticket_id: str | None = None,
     ) -> int:
-        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many."""
+        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many.
+
+        With a `ticket_id` only those whose current ticket it is.
+        """
 
         def work(connection: sa.Connection, now: datetime) -> int:
-            found = [row for row in rows.rows_of(connection, email_id) if _is_one_of(row, from_, now)]
+            found = [
+                row
+                for row in rows.rows_of(connection, email_id)
+                if _is_one_of(row, from_, now) and ticket_id in (None, row.ticket_id)
+            ]
             for row in found:
                 self._change(connection, row, _ended(now) | values(row))
                 changed = rows.row_of(connection, email_id, row.recipient)
@@ -453,14 +486,13 @@ class DatabaseLedger:
         event: EventType | None,
         *,
         step: str = "",
-        is_news: bool = True,
     ) -> None:
-        """Notes what a row became, as a line of the timeline and, where it is news, as an event."""
+        """Notes what a row became, as a line of the timeline and, where there is one for it, as an event."""
         fact = Fact(
             subject=row.email_id,
             step=step or row.disposition,
             recipient=row.recipient,
-            event=event if is_news else None,
+            event=event,
             data=_outcome_data(row),
         )
         self._journal.note(connection, now, fact)
@@ -492,6 +524,11 @@ def _ended(now: datetime) -> dict[str, Any]:
         "next_attempt_at": None,
         "updated_at": now,
     }
+
+
+def _given_up(row: Row, now: datetime) -> dict[str, Any]:
+    """What a row becomes when its abandoned claim is taken off it; nothing where there is none."""
+    return _ended(now) | {"disposition": row.claimed_from} if row.disposition == Disposition.SENDING else {}
 
 
 def _not_taken() -> dict[str, Any]:

@@ -127,9 +127,8 @@ class Ledger(Protocol):
         reason: str,
         next_attempt_at: datetime,
         ticket_id: str,
-        climbs: bool,
     ) -> None:
-        """The attempt did not succeed; `climbs` counts it. `ticket_id` names the ticket that works the row next."""
+        """The attempt did not succeed and is counted. `ticket_id` names the ticket that works the row next."""
         ...
 
     async def record_failed(self, claim: Claim, *, relay: str, reply: Reply, reason: str) -> None: ...
@@ -146,10 +145,17 @@ class Ledger(Protocol):
         """The relay's yes came after the claim was gone: heals a row that is open and not claimed anew, else False."""
         ...
 
-    async def release_claim(self, claim: Claim) -> None:
-        """Gives the claim back without an attempt (drain, a fault of the relay): the row is due again at once.
+    async def release_claim(self, claim: Claim, *, due_at: datetime | None = None) -> None:
+        """Gives the claim back without an attempt (drain, a fault of the relay): the row is due at `due_at`, else at once.
 
         Also after `record_dot_sent` where the dot provably did no harm (never written, or answered 421).
+        """
+        ...
+
+    async def postpone(self, email_id: str, recipient: str | None = None, *, ticket_id: str, until: datetime) -> bool:
+        """No attempt can be made: rows of this ticket (one recipient's, or all) that are due are due at `until` instead.
+
+        False when no open row has this as its current ticket: then it must not come again.
         """
         ...
 
@@ -157,12 +163,23 @@ class Ledger(Protocol):
         """Holds every open, unclaimed recipient of an email; returns how many."""
         ...
 
+    async def record_dead(self, email_id: str, *, reason: str, ticket_id: str | None = None) -> int:
+        """Leaves open, unclaimed recipients (all, or those of one ticket) to an operator; returns how many."""
+        ...
+
+    async def revive(self, email_id: str, *, ticket_id: str) -> int:
+        """Makes the dead recipients of a ticket that came again pending and due; returns how many."""
+        ...
+
     async def sweep_expired(self, *, limit: int = 200) -> int:
         """Ends open rows past `expires_at` as expired, and turns dead claims with a dot into `unknown`."""
         ...
 
     async def overdue(self, *, older_than_seconds: float, limit: int = 200) -> list[RecipientRecord]:
-        """Open rows due since so long and unclaimed (send_at rows when their time has come, too): for the sweeper."""
+        """Open rows due since so long and unclaimed, for the sweeper: at most `limit` of each stream, urgent ones first.
+
+        Before them, as many that have no ticket (their `send_at` has come, an operator released them), due at all.
+        """
         ...
 
     async def reissue(self, row: RecipientRecord, *, ticket_id: str) -> bool:

@@ -70,41 +70,27 @@ async def sweep_once(
 ) -> Swept:
     """One round; raises StoreUnavailable or QueueUnavailable."""
     expired = await ledger.sweep_expired()
+    rows = await ledger.overdue(older_than_seconds=overdue_seconds)
+    reissued = 0
+    for batch in (
+        [row for row in rows if not row.ticket_id],  # their `send_at` has come, or an operator released them
+        await _buried(await _ticketless(rows, broker, now=clock(), overdue_seconds=overdue_seconds), ledger, broker),
+    ):
+        for _, of_stream in groupby(batch, key=lambda row: row.stream):
+            reissued += await _reissue(list(of_stream), ledger, broker)
+    return Swept(expired=expired, reissued=reissued)
+
+
+async def _reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> int:
     tickets = []
-    for row in await ledger.overdue(older_than_seconds=overdue_seconds):
-        if await _lost_its_ticket(row, broker, now=clock(), overdue_seconds=overdue_seconds):
-            ticket_id = new_id()
-            if await ledger.reissue(row, ticket_id=ticket_id):
-                tickets.append(_ticket(row, ticket_id))
+    for row in rows:
+        ticket_id = new_id()
+        if await ledger.reissue(row, ticket_id=ticket_id):
+            tickets.append(_ticket(row, ticket_id))
     failpoint("sweeper.reissued")
     if tickets:
         await broker.publish(tickets)
-    return Swept(expired=expired, reissued=len(tickets))
-
-
-async def _lost_its_ticket(row: RecipientRecord, broker: Queue, *, now: datetime, overdue_seconds: float) -> bool:
-    if not row.ticket_id:
-        return True  # it never had one: its `send_at` has come, or an operator released it
-    born = _born_at(row)
-    if born is not None and now - born < timedelta(seconds=overdue_seconds):
-        return False  # issued a moment ago: it has not had its chance
-    due_since = max(filter(None, [born, row.next_attempt_at]), default=now - timedelta(seconds=overdue_seconds))
-    home = STREAM_QUEUES[row.stream]
-    for queue in (home, retry_queue(home)):  # a request's ticket that had to wait is in the retry queue, too
-        if not await broker.has_consumed_past(queue, due_since):
-            return False
-    return True
-
-
-def _born_at(row: RecipientRecord) -> datetime | None:
-    """When the row's ticket was made, read from its UUIDv7; None for a request's own ticket, whose id is the app's."""
-    if row.ticket_id == row.email_id:
-        return None
-    try:
-        value = uuid.UUID(row.ticket_id)
-    except ValueError:
-        return None
-    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC) if value.version == 7 else None
+    return len(tickets)
 
 
 def _ticket(row: RecipientRecord, ticket_id: str) -> Ticket:

@@ -61,9 +61,9 @@ async def sent(ledger: DatabaseLedger, email_id: str) -> Claim:
     return claimed
 
 
-async def delay(ledger: DatabaseLedger, claimed: Claim, at, *, climbs: bool = True) -> None:
+async def delay(ledger: DatabaseLedger, claimed: Claim, at, *) -> None:
     await ledger.record_delayed(
-        claimed, relay="r1", reply=LATER, reason="domain", next_attempt_at=at, ticket_id="t2", climbs=climbs
+        claimed, relay="r1", reply=LATER, reason="domain", next_attempt_at=at, ticket_id="t2"
     )
 
 
@@ -262,7 +262,7 @@ async def test_a_delay_waits_its_time_and_climbs_only_when_it_counts(ledger, clo
     assert isinstance(await try_claim(ledger, email_id), RecipientRecord)
     for _ in range(2):
         clock.advance(60)
-        await delay(ledger, await claim(ledger, email_id, "t2"), clock() + timedelta(seconds=60), climbs=False)
+        await delay(ledger, await claim(ledger, email_id, "t2"), clock() + timedelta(seconds=60))
     assert (await row(ledger, email_id)).attempts == 1
     assert await event_types(database) == ["accepted", "delayed"]
     clock.advance(60)
