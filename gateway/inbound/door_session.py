@@ -297,7 +297,7 @@ class DoorSession(SMTP):
         # The answer is our turn: no limit of the client's applies until it is given.
         if self._timeout_handle is not None:
             self._timeout_handle.cancel()
-        reply = incoming.refusal or await self._accept(incoming.octets())
+        reply = incoming.refusal or await self._accept(incoming)
         times = self.envelope.accepted if self.replies_each else 1
         self._set_post_data_state()  # type: ignore[no-untyped-call]
         failpoint("door.replied.before")
@@ -349,7 +349,7 @@ class DoorSession(SMTP):
         elif incoming.wire_bytes > 2 * self._limits.mail_bytes + _BUFFER_BYTES:
             self._ended.set_exception(PermanentFailure(f"{incoming.wire_bytes} bytes of data without an end"))
 
-    async def _accept(self, octets: bytes) -> Reply:
+    async def _accept(self, incoming: Incoming) -> Reply:
         """Offers the mail to the intake."""
         sender = self.envelope.mail_from
         envelope = Envelope(
@@ -362,7 +362,7 @@ class DoorSession(SMTP):
             helo=self.session.host_name,
         )
         try:
-            mail_id = await self._door.intake.accept(envelope, octets)
+            mail_id = await self._door.intake.accept(envelope, await incoming.octets())
         except (QueueUnavailable, StoreUnavailable, StorageFault) as fault:
             self._door.log.door_fault(door=self._door.name, client=self.client, error=fault)
             return TRY_LATER

@@ -8,6 +8,8 @@ Limits: a mail is held in memory.  `octets` joins the pieces, so that for a mome
 
 from __future__ import annotations
 
+import asyncio
+
 from gateway.reply import Reply
 
 END_OF_DATA = b"\r\n.\r\n"
@@ -67,10 +69,12 @@ class Incoming:
         self._tail = window[cut:]
         return None
 
-    def octets(self) -> bytes:
+    async def octets(self) -> bytes:
         """The mail; to be asked once."""
         pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._size > FREE_BYTES:
+            return await asyncio.to_thread(b"".join, pieces)
+        return b"".join(pieces)
 
     def close(self) -> None:
         """Gives the room back. Idempotent."""
