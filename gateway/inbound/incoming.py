@@ -13,6 +13,7 @@ import asyncio
 from gateway.reply import Reply
 
 END_OF_DATA = b"\r\n.\r\n"
+LINE_WITH_DOT = b"\r\n."
 _UNDECIDED = len(END_OF_DATA) - 1
 FREE_BYTES = 256 * 1024
 
@@ -60,12 +61,13 @@ class Incoming:
         """Takes what came; returns what stands behind the end of the data, None while there is no end."""
         self.wire_bytes += len(data)
         window = self._tail + data
-        end = window.find(END_OF_DATA)
+        dot = window.find(LINE_WITH_DOT)  # one search tells of most pieces that they hold neither an end nor a dot
+        end = window.find(END_OF_DATA, dot) if dot >= 0 else -1
         if end >= 0:
-            self._keep(window[: end + 2])
+            self._keep(window[: end + 2], has_dots=dot < end)
             return window[end + len(END_OF_DATA) :]
         cut = _cut(window)
-        self._keep(window[:cut])
+        self._keep(window[:cut], has_dots=dot >= 0)
         self._tail = window[cut:]
         return None
 
@@ -82,8 +84,9 @@ class Incoming:
         self._room.give_back(self._held)
         self._held = 0
 
-    def _keep(self, piece: bytes) -> None:
-        piece = piece.replace(b"\r\n.", b"\r\n")
+    def _keep(self, piece: bytes, *, has_dots: bool) -> None:
+        if has_dots:
+            piece = piece.replace(LINE_WITH_DOT, b"\r\n")
         if self._to_skip:
             skipped = min(self._to_skip, len(piece))
             self._to_skip -= skipped
@@ -113,8 +116,8 @@ NO_ROOM = Reply(code=452, enhanced_status="4.3.1", text="too many large mails at
 def _cut(window: bytes) -> int:
     """Up to where nothing can belong to an end of data, and no CR LF . is cut in two."""
     cut = max(0, len(window) - _UNDECIDED)
-    if window[max(0, cut - 2) : cut + 1] == b"\r\n.":
+    if window[max(0, cut - 2) : cut + 1] == LINE_WITH_DOT:
         return cut - 2
-    if window[max(0, cut - 1) : cut + 2] == b"\r\n.":
+    if window[max(0, cut - 1) : cut + 2] == LINE_WITH_DOT:
         return cut - 1
     return cut
