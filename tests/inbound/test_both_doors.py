@@ -102,6 +102,28 @@ async def test_of_ten_thousand_recipients_a_thousand_are_taken_and_452_for_the_r
 
 
 @BOTH
+async def test_a_client_with_thousands_of_commands_leaves_others_their_turn(kind: type[Door], house: House) -> None:
+    talk = await Talk.with_door(await house.open_door(kind))
+    await talk.reply()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    await talk.say(f"{talk.hello} client")
+    waiting = asyncio.create_task(others())
+    await talk.send(b"NOOP\r\n" * 5_000)
+    replies = [await talk.reply() for _ in range(5_000)]
+    waiting.cancel()
+    assert set(replies) == {"250 2.0.0 OK"}
+    assert turns > 5_000 / 64
+    talk.close()
+
+
+@BOTH
 async def test_no_reply_is_given_before_every_ticket_is_confirmed(kind: type[Door], house: House) -> None:
     queue = SlowQueue()
     talk = await Talk.with_door(await house.open_door(kind, intake=house.intake(broker=queue)))
