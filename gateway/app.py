@@ -24,6 +24,8 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.door import Door
+    from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.store.mails import Mails
 
 T = TypeVar("T")
-SERVICES = ("smtp", "ingest", "send", "events", "web", "sweep")
+SERVICES = ("smtp", "lmtp", "ingest", "send", "events", "web", "sweep")
 SHIPPED_TEMPLATES = (Path(__file__).parent / "shipped_templates", Path(__file__).parent.parent / "templates")
 
 
@@ -92,6 +94,13 @@ class _Parts:
     async def store(self, stack: AsyncExitStack) -> Store:
         return await self._once("store", stack, lambda: open_store(self.settings))
 
+    async def intake(self, stack: AsyncExitStack) -> Intake:
+        broker = await self.queue(stack)
+        if "intake" not in self._open:
+            self._open["intake"] = _intake(self.settings, broker, self.log)
+        intake: Intake = self._open["intake"]
+        return intake
+
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))
 
@@ -115,29 +124,32 @@ class _Parts:
 
 
 async def _build_smtp(parts: _Parts, stack: AsyncExitStack) -> Service:
-    from gateway.inbound.intake import Intake, IntakeLimits
-    from gateway.inbound.smtp_door import DoorLimits, SmtpDoor
+    from gateway.inbound.smtp_door import SmtpDoor
+
+    return await _open_door(SmtpDoor, "smtp_listen", parts, stack)
+
+
+async def _build_lmtp(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.lmtp_door import LmtpDoor
+
+    return await _open_door(LmtpDoor, "lmtp_listen", parts, stack)
+
+
+async def _open_door(kind: type[Door], key: str, parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.door import DoorLimits
 
     settings = parts.settings
-    intake = Intake(
-        router(settings),
-        await parts.queue(stack),
-        open_blobs(settings),
-        data_dir=settings.data_dir,
-        min_free_bytes=settings.min_free_bytes,
-        clock=utc_now,
-        log=parts.log,
-        limits=IntakeLimits(mail_bytes=settings.limits.mail_bytes),
-    )
     limits = DoorLimits(
         mail_bytes=settings.limits.mail_bytes,
         recipients=settings.limits.recipients,
         connections_per_client=settings.limits.connections_per_client,
         idle_seconds=settings.limits.idle,
     )
-    door = SmtpDoor(intake, listen=settings.smtp_listen, hostname=settings.hostname, limits=limits, log=parts.log)
-    with _naming_the_key("smtp_listen", settings.smtp_listen):
+    listen = getattr(settings, key)
+    door = kind(await parts.intake(stack), listen=listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    with _naming_the_key(key, listen):
         await door.start()
+    stack.push_async_callback(door.close)
     return door.serve
 
 
@@ -264,6 +276,7 @@ async def _build_web(parts: _Parts, stack: AsyncExitStack) -> Service:
 
 _BUILDERS = {
     "smtp": _build_smtp,
+    "lmtp": _build_lmtp,
     "ingest": _build_ingest,
     "send": _build_send,
     "events": _build_events,
@@ -286,6 +299,8 @@ def check_values(settings: Settings) -> None:
         ("blobs_url", lambda: _blobs_folder(settings)),
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
         ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
+        ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
     for key, check in checks:
@@ -305,6 +320,17 @@ def _mailbox(text: str) -> str:
     from gateway.mail.addresses import parse_mailbox
 
     return parse_mailbox(text)
+
+
+def _listen_address(text: str) -> Any:
+    from gateway.inbound.listen import parse_listen
+
+    return parse_listen(text)
+
+
+def _check_room(settings: Settings) -> None:
+    if settings.limits.room < settings.limits.mail_bytes:
+        raise ValueError(f"is less than one mail may have (limits.mail_bytes, {settings.limits.mail_bytes})")
 
 
 def relay_spec(table: Any) -> Any:
@@ -352,6 +378,21 @@ def mailboxes(settings: Settings) -> dict[str, Any]:
                 f"{item.address}: {item.kind} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
     return found
+
+
+def _intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
+    from gateway.inbound.intake import Intake, IntakeLimits
+
+    return Intake(
+        router(settings),
+        broker,
+        open_blobs(settings),
+        data_dir=settings.data_dir,
+        min_free_bytes=settings.min_free_bytes,
+        clock=utc_now,
+        log=log,
+        limits=IntakeLimits(mail_bytes=settings.limits.mail_bytes, room_bytes=settings.limits.room),
+    )
 
 
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:

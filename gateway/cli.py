@@ -96,7 +96,9 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 @cli.command()
 def run(
     context: Context,
-    services: Annotated[list[str] | None, typer.Argument(help="smtp ingest send events web sweep; none: all.")] = None,
+    services: Annotated[
+        list[str] | None, typer.Argument(help="smtp lmtp ingest send events web sweep; none: all.")
+    ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
     ] = False,

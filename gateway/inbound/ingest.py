@@ -90,7 +90,7 @@ class Ingest:
             size=len(arrival.octets),
             sha256=arrival.sha256,
             subject=read.parsed.subject,
-            content_key=content_key(arrival.octets),
+            content_key=await asyncio.to_thread(content_key, arrival.octets),
         )
         retries = []
         for rcpt_to in open_recipients:
@@ -112,7 +112,7 @@ class Ingest:
             raise PermanentFailure(f"no mail: header {error}") from None
         blob = str(ticket.headers.get("blob") or "") or None
         octets = await self._fetch(blob) if blob else ticket.body
-        digest = hashlib.sha256(octets).hexdigest()
+        digest = (await asyncio.to_thread(hashlib.sha256, octets)).hexdigest()
         promised = str(ticket.headers.get("sha256") or digest)
         if digest != promised:
             raise PermanentFailure(f"no mail: its octets have sha256 {digest}, the door promised {promised}")
