@@ -98,5 +98,8 @@ class MailLog:
             next=next_step,
         )
 
+    def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
+        self._say("ticket-suspected", "warning", queue=queue, ticket=ticket_id, workers_died=deliveries)
+
     def service(self, name: str, fact: str, **facts: Any) -> None:
         self._say(f"{name}-{fact}", **facts)
