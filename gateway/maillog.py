@@ -67,6 +67,18 @@ class MailLog:
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)
 
+    def mailbox_at_fault(self, mailbox: str, *, mail_id: str, rcpt_to: str, fingerprint: str) -> None:
+        """An alarm: a mailbox cannot take a mail that is now held for a person."""
+        self._say(
+            "mailbox-at-fault",
+            "critical",
+            mailbox=mailbox,
+            mail=mail_id,
+            rcpt_to=rcpt_to,
+            fault=fingerprint,
+            next=f"mend the mailbox, then gateway replay {mail_id}",
+        )
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:

@@ -121,7 +121,7 @@ async def test_the_bell_rings_after_a_commit_of_another_process_too(database: Da
 
 @pytest.mark.parametrize("url", ["postgresql://u:secret@h/db", "mysql://h/db", "store.db", "sqlite:///", ""])
 async def test_an_engine_this_version_lacks_is_refused_in_words(url: str) -> None:
-    with pytest.raises(SettingsError, match="database_url: .*sqlite:///PATH") as refused:
+    with pytest.raises(SettingsError, match=r"database_url: .*sqlite:///PATH") as refused:
         await open_database(url)
     assert "secret" not in str(refused.value)
 
