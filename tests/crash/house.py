@@ -33,25 +33,30 @@ class House:
     smtp_port: int = field(default_factory=free_port)
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    more: dict[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
-        return kept | {
-            "GATEWAY_DATA_DIR": str(self.folder),
-            "GATEWAY_SMTP_LISTEN": f"127.0.0.1:{self.smtp_port}",
-            "GATEWAY_WEB_LISTEN": f"127.0.0.1:{self.web_port}",
-            "GATEWAY_RELAY_URLS": self.relay_url,
-            "GATEWAY_RETRY_LADDER": "1s 1s 2s 2s 4s",
-            "GATEWAY_UNKNOWN_WAIT": "1s",
-            "GATEWAY_LIMITS__CLAIM": "2s",
-            "GATEWAY_MIN_FREE_BYTES": "1m",
-        }
+        return (
+            kept
+            | {
+                "GATEWAY_DATA_DIR": str(self.folder),
+                "GATEWAY_SMTP_LISTEN": f"127.0.0.1:{self.smtp_port}",
+                "GATEWAY_WEB_LISTEN": f"127.0.0.1:{self.web_port}",
+                "GATEWAY_RELAY_URLS": self.relay_url,
+                "GATEWAY_RETRY_LADDER": "1s 1s 2s 2s 4s",
+                "GATEWAY_UNKNOWN_WAIT": "1s",
+                "GATEWAY_LIMITS__CLAIM": "2s",
+                "GATEWAY_MIN_FREE_BYTES": "1m",
+            }
+            | self.more
+        )
 
-    def start(self, failpoint: str = "") -> None:
+    def start(self, failpoint: str = "", *services: str) -> None:
         environment = self.environment() | ({"GATEWAY_FAILPOINT": failpoint} if failpoint else {})
         log = (self.folder.parent / "gateway.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "run"],
+            [sys.executable, "-m", "gateway.cli", "run", *services],
             env=environment,
             stdout=log,
             stderr=log,
