@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -189,6 +189,22 @@ async def _ingest_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
     )
 
 
+async def _post_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
+    from gateway.inbound.post_create import PostDesk
+    from gateway.queue.ticket import POST_CREATE
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    desk = PostDesk(
+        mails=store.mails,
+        blobs=store.blobs,
+        cage=await parts.cage(stack),
+        answer=broker.answer,
+        log=parts.log,
+        clock=utc_now,
+    )
+    return _Trade(weights={POST_CREATE: 3}, handlers={POST_CREATE: desk.handle}, buries={}, concurrency=1)
+
+
 async def _send_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
     from gateway.outbound.deliver import Deliver
     from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_URGENT
@@ -220,7 +236,9 @@ async def _send_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
 
 
 async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
-    return _worker(parts, await parts.queue(stack), await _ingest_trade(parts, stack))
+    mails, posts = await _ingest_trade(parts, stack), await _post_trade(parts, stack)
+    trade = replace(mails, weights={**mails.weights, **posts.weights}, handlers={**mails.handlers, **posts.handlers})
+    return _worker(parts, await parts.queue(stack), trade)
 
 
 async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
@@ -231,7 +249,7 @@ async def _build_suspects(parts: _Parts, stack: AsyncExitStack) -> Service:
     """Every trade's handlers, one ticket at a time, in a process where nothing else runs."""
     from gateway.queue.ticket import SUSPECT
 
-    trades = [await trade(parts, stack) for trade in (_ingest_trade, _send_trade)]
+    trades = [await trade(parts, stack) for trade in (_ingest_trade, _post_trade, _send_trade)]
     handlers = {name: handle for trade in trades for name, handle in trade.handlers.items()}
     buries = {name: bury for trade in trades for name, bury in trade.buries.items()}
     trade = _Trade(weights={}, handlers=handlers, buries=buries, concurrency=1)

@@ -79,6 +79,12 @@ class MailLog:
             next=f"mend the mailbox, then gateway replay {mail_id}",
         )
 
+    def post_created(self, post_id: str, *, mailbox: str, app: str) -> None:
+        self._say("post-created", post=post_id, mailbox=mailbox, app=app)
+
+    def post_rejected(self, post_id: str, *, problems: str) -> None:
+        self._say("post-rejected", "warning", post=post_id, problems=problems)
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:

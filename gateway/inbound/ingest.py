@@ -250,7 +250,7 @@ class Ingest:
             text=post.text,
             html=post.html or None,
             created_at=envelope.received_at,
-            attachments=tuple(_new_attachment(number, item) for number, item in enumerate(post.attachments)),
+            attachments=tuple(new_attachment(number, item) for number, item in enumerate(post.attachments)),
         )
 
     def _say(self, decision: Decision, mail_id: str, disposition: Disposition, reason: str) -> None:
@@ -264,7 +264,8 @@ def _retry_ticket(ticket: Ticket, rcpt_to: str, fault: Fault, *, attempt: int, d
     return replace(ticket, queue=retry_queue(MAIL_INBOUND), headers=headers, attempt=attempt, due_at=due_at)
 
 
-def _new_attachment(position: int, attachment: TypedAttachment) -> NewAttachment:
+def new_attachment(position: int, attachment: TypedAttachment) -> NewAttachment:
+    """An attachment as the store takes it."""
     return NewAttachment(
         position=position,
         filename=attachment.filename,

@@ -21,7 +21,7 @@ HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came f
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
 
-WORK_QUEUES = (MAIL_INBOUND, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
 _RETRY = ".retry"
 

@@ -25,6 +25,7 @@ from gateway.store import posts, timeline
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
+from gateway.store.ledger import Acceptance
 from gateway.store.posts import NewPost
 from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, mail_octets, mails
 
@@ -132,7 +133,7 @@ class Mails:
             original = _delivered_before(connection, row, now)
             if original is not None:
                 return self._record_duplicate(connection, now, row, original, mailbox=mailbox)
-            post_id = posts.insert_post(connection, post, mail_id=mail_id)
+            post_id = posts.insert_post(connection, post, posts.Origin(mail_id=mail_id))
             _update(
                 connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id
             )
@@ -141,6 +142,20 @@ class Mails:
 
         size = len(post.text) + len(post.html or "")
         return await self._journal.record("delivered", work, size=size)
+
+    async def record_posted(self, post: NewPost, *, post_id: str, app: str, content_hash: str) -> Acceptance:
+        """Writes a post that an app made under its own id; the same again is no record."""
+        origin = posts.Origin(post_id=post_id, app=app, content_hash=content_hash)
+
+        def work(connection: sa.Connection, now: datetime) -> Acceptance:
+            known = posts.known_or_conflict(connection, origin)
+            if known is not None:
+                return known
+            posts.insert_post(connection, post, origin)
+            self._note_created(connection, now, post, post_id)
+            return Acceptance.ACCEPTED
+
+        return await self._journal.record("posted", work, size=len(post.text) + len(post.html or ""))
 
     async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
         """The mail waits for a person; False where that (or something final) was recorded already."""
@@ -338,8 +353,20 @@ class Mails:
             subject=row.mail_id, step="delivered", recipient=row.rcpt_to, event="mail.delivered", data=told
         )
         self._journal.note(connection, now, delivered)
-        made = {"mailbox": mailbox, "kind": post.kind, "mail_id": row.mail_id, "attachments": len(post.attachments)}
-        created = Fact(subject=post_id, step="created", recipient=row.rcpt_to, event="post.created", data=made)
+        self._note_created(connection, now, post, post_id, mail_id=row.mail_id, rcpt_to=row.rcpt_to)
+
+    def _note_created(
+        self,
+        connection: sa.Connection,
+        now: datetime,
+        post: NewPost,
+        post_id: str,
+        *,
+        mail_id: str | None = None,
+        rcpt_to: str = "",
+    ) -> None:
+        made = {"mailbox": post.mailbox, "kind": post.kind, "mail_id": mail_id, "attachments": len(post.attachments)}
+        created = Fact(subject=post_id, step="created", recipient=rcpt_to, event="post.created", data=made)
         self._journal.note(connection, now, created)
 
 
