@@ -108,6 +108,11 @@ class Deliver:
             raise PermanentFailure(f"the ledger has no email {email_id}")
         return await self._work(email, ticket_id_of(ticket), recipient)
 
+    async def bury(self, ticket: Ticket, reason: str) -> None:
+        """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
+        email_id = str(ticket.headers.get("email_id") or ticket.id)
+        await self._ledger.record_dead(email_id, reason=reason)
+
     async def _work(self, email: EmailRecord, ticket_id: str, recipient: str | None) -> Done | Later:
         now = self._clock()
         if email.send_at is not None and email.send_at > now:

@@ -157,6 +157,10 @@ class Ledger(Protocol):
         """Holds every open, unclaimed recipient of an email; returns how many."""
         ...
 
+    async def record_dead(self, email_id: str, *, reason: str) -> int:
+        """Leaves every open, unclaimed recipient to an operator; returns how many."""
+        ...
+
     async def sweep_expired(self, *, limit: int = 200) -> int:
         """Ends open rows past `expires_at` as expired, and turns dead claims with a dot into `unknown`."""
         ...
