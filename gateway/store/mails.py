@@ -262,7 +262,12 @@ class Mails:
         self, connection: sa.Connection, now: datetime, row: DeliveryRecord, original: sa.RowMapping, *, mailbox: str
     ) -> str | None:
         mail_id, post_id = original["mail_id"], original["post_id"]
-        values = {"mailbox": mailbox, "post_id": post_id, "duplicate_of": mail_id, "reason": f"the same mail as {mail_id}"}
+        values = {
+            "mailbox": mailbox,
+            "post_id": post_id,
+            "duplicate_of": mail_id,
+            "reason": f"the same mail as {mail_id}",
+        }
         _update(connection, row, now, disposition=Disposition.DUPLICATE, **values)
         data = {"mailbox": mailbox, "duplicate_of": mail_id, "post_id": post_id, "delivery_id": row.id}
         fact = Fact(subject=row.mail_id, step="duplicate", recipient=row.rcpt_to, event="mail.duplicate", data=data)
