@@ -51,7 +51,11 @@ class House:
         environment = self.environment() | ({"GATEWAY_FAILPOINT": failpoint} if failpoint else {})
         log = (self.folder.parent / "gateway.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "run"], env=environment, stdout=log, stderr=log, cwd=self.folder.parent
+            [sys.executable, "-m", "gateway.cli", "run"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=self.folder.parent,
         )
         log.close()
 
@@ -131,9 +135,13 @@ class Sink:
                 writer.write(b"354 go on\r\n")
                 octets = await reader.readuntil(b"\r\n.\r\n")
                 headers = octets.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-                message_id = next(item.partition(":")[2].strip() for item in headers if item.lower().startswith("message-id"))
+                message_id = next(
+                    item.partition(":")[2].strip() for item in headers if item.lower().startswith("message-id")
+                )
                 self.taken[(recipient, message_id)] += 1
-            writer.write(b"221 bye\r\n" if verb == "QUIT" else b"250 sink\r\n" if verb == "EHLO" else b"250 2.0.0 taken\r\n")
+            writer.write(
+                b"221 bye\r\n" if verb == "QUIT" else b"250 sink\r\n" if verb == "EHLO" else b"250 2.0.0 taken\r\n"
+            )
             await writer.drain()
 
 

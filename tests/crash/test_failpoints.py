@@ -117,13 +117,17 @@ async def test_killed_here_nothing_is_missing_and_nothing_is_twice(failpoint: st
         house.kill()
 
     assert set(kept) == {f"post-{i}" for i in range(MAILS)}
-    assert {mail_id for ids in kept.values() for mail_id in ids} <= {row["id"] for row in mails}, "a kept mail is missing"
+    assert {mail_id for ids in kept.values() for mail_id in ids} <= {row["id"] for row in mails}, (
+        "a kept mail is missing"
+    )
     assert sorted(str(post["title"]) for post in posts) == sorted(kept), "each post exactly once"
 
     assert {row["id"] for row in emails} == set(email_ids), "every confirmed email is in the ledger, and no other"
     copies = {str(row["recipient"]): row for row in emails}
     for (recipient, _), count in sink.taken.items():
-        assert count <= int(str(copies[recipient]["copies"])), f"{recipient} was sent {count} times, the ledger says {copies[recipient]}"
+        assert count <= int(str(copies[recipient]["copies"])), (
+            f"{recipient} was sent {count} times, the ledger says {copies[recipient]}"
+        )
     assert {recipient for recipient, _ in sink.taken} == set(copies), "every relayed email reached the relay"
     for row in (row for row in emails if int(str(row["copies"])) > 1):
         [story] = await asyncio.to_thread(house.list, "show", str(row["id"]))

@@ -18,7 +18,7 @@ __all__ = ["Cage", "ParsedAttachment", "ParsedMail", "Person", "TooComplex", "pa
 
 _CPU_SECONDS = 2.0
 _CPU_SECONDS_PER_MEGABYTE = 0.1
-_IN_THREAD_BYTES = 128 * 1024
+_IN_THREAD_BYTES = 64 * 1024
 _WALL_SECONDS = 60.0  # generous: on a busy machine an honest mail waits for its turn, a bomb burns CPU
 
 

@@ -26,7 +26,9 @@ FAST_LIMITS = Limits(
     depth=12,
     boundary_lines=4_000,
     all_text_octets=256 * 1024,
-    html_tags=2_000,
+    html_tags=4_000,
+    html_depth=100,
+    html_tag_characters=4_096,
     openings=600,
     containers=False,
 )

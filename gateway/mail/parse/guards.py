@@ -37,6 +37,8 @@ class Limits:
     text_characters: int = 2 * 1024 * 1024
     all_text_octets: int = 16 * 1024 * 1024
     html_tags: int = 1_000_000
+    html_depth: int = 5_000
+    html_tag_characters: int = 16 * 1024 * 1024  # attributes cost the square of their number
     openings: int = 1_000_000
     containers: bool = True  # whether TNEF and uuencoded files may be taken apart
 

@@ -140,6 +140,12 @@ class _Harvest:
         self.html_tags += text.count("<")
         if self.html_tags > self.scan.limits.html_tags:
             raise TooComplex(f"more than {self.scan.limits.html_tags} html tags")
+        if html.deepest(text) > self.scan.limits.html_depth:
+            raise TooComplex(f"html nested more than {self.scan.limits.html_depth} deep")
+        if max(map(len, text.split("<"))) > self.scan.limits.html_tag_characters:
+            raise TooComplex(
+                f"more than {self.scan.limits.html_tag_characters} characters from one html tag to the next"
+            )
         return Section(html=html.sanitise(text))
 
     def _plain(self, leaf: Part, text: str) -> str:

@@ -15,6 +15,8 @@ from gateway.mail.parse.guards import TooComplex
 from gateway.mail.parse.structure import Part, Scan
 
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
+_MENDED_HERE = 64 * 1024  # beyond it the cage mends
+_MANY_PIECES = 100
 _IDENTITY = frozenset({"", "7bit", "8bit", "binary"})
 _UUENCODED = frozenset({"x-uuencode", "uuencode", "x-uue", "uue"})
 
@@ -28,6 +30,8 @@ def decoded(leaf: Part, scan: Scan) -> bytes:
         return body
     if encoding == "base64":
         octets = scan.clean_base64(body) if scan.clean_base64 else None
+        if octets is None and scan.clean_base64 and len(body) > _MENDED_HERE:
+            raise TooComplex("large damaged base64")
         return _base64(body, scan) if octets is None else octets
     if encoding == "quoted-printable":
         return quopri.decodestring(body)
@@ -45,6 +49,8 @@ def _base64(body: bytes, scan: Scan) -> bytes:
         return base64.b64decode(letters, validate=True)
     except (binascii.Error, ValueError):
         scan.defects.append("damaged base64")
+    if letters.count(b"=") > _MANY_PIECES:
+        return _base64_piece(_NOT_BASE64.sub(b"", letters))
     # Padding inside marks two encoded pieces put together: each ends where it says.
     pieces = (_NOT_BASE64.sub(b"", piece) for piece in re.split(rb"=+", letters))
     return b"".join(_base64_piece(piece) for piece in pieces)

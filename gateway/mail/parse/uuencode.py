@@ -1,6 +1,7 @@
 """Files written into a text between `begin 644 name` and `end`, as mailers did before MIME.
 
-Promises: only a complete block is taken out of the text; anything else stays text, word for word.  Linear in the text.
+Promises: only a complete block is taken out of the text; anything else stays text, word for word.
+Limit: the first hundred beginnings are tried.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ def take_out(text: str) -> tuple[str, list[tuple[str, bytes]]]:
     files: list[tuple[str, bytes]] = []
     kept: list[str] = []
     position = 0
-    while len(files) < _MAX_FILES and (begin := _BEGIN.search(text, position)):
-        end = _END.search(text, begin.end())
-        if end is None:
+    for _ in range(_MAX_FILES):
+        begin = _BEGIN.search(text, position)
+        end = begin and _END.search(text, begin.end())
+        if begin is None or end is None:
             break
         octets = decode(text[begin.end() : end.start()])
         if octets is None:
