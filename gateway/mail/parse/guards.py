@@ -40,7 +40,7 @@ class Limits:
     html_depth: int = 5_000
     html_tag_characters: int = 16 * 1024 * 1024  # attributes cost the square of their number
     openings: int = 1_000_000
-    containers: bool = True  # whether TNEF and uuencoded files may be taken apart
+    containers: bool = True  # whether TNEF may be taken apart
 
 
 DEFAULT_LIMITS = Limits()

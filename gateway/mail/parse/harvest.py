@@ -150,8 +150,6 @@ class _Harvest:
 
     def _plain(self, leaf: Part, text: str) -> str:
         if uuencode.looks_uuencoded(text):
-            if not self.scan.limits.containers:
-                raise TooComplex("uuencoded text")
             text, files = uuencode.take_out(text)
             self._add_files(files)
         if leaf.parameters.get("format", "").lower() == "flowed":

@@ -1,7 +1,6 @@
 """Files written into a text between `begin 644 name` and `end`, as mailers did before MIME.
 
-Promises: only a complete block is taken out of the text; anything else stays text, word for word.
-Limit: the first hundred beginnings are tried.
+Promises: only a complete block is taken out of the text; anything else stays text, word for word.  Linear in the text.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import binascii
 import re
 
 _BEGIN = re.compile(r"^begin [0-7]{3,4} (\S[^\n]{0,300})\n", re.MULTILINE)
-_END = re.compile(r"^end[ \t]*$", re.MULTILINE)
-_LINE = re.compile(r"[ -`]{1,90}[ \t]*")
-_MAX_FILES = 100
+# No line of a block has a small letter, so the search for its end stops where another begins.
+_BLOCK = re.compile(r"((?:[ -`]{1,90}\n)*)end[ \t]*$", re.MULTILINE)
 
 
 def looks_uuencoded(text: str) -> bool:
@@ -25,37 +23,22 @@ def take_out(text: str) -> tuple[str, list[tuple[str, bytes]]]:
     files: list[tuple[str, bytes]] = []
     kept: list[str] = []
     position = 0
-    for _ in range(_MAX_FILES):
-        begin = _BEGIN.search(text, position)
-        end = begin and _END.search(text, begin.end())
-        if begin is None or end is None:
-            break
-        octets = decode(text[begin.end() : end.start()])
-        if octets is None:
-            kept.append(text[position : begin.end()])
-            position = begin.end()
+    for begin in _BEGIN.finditer(text):
+        block = _BLOCK.match(text, begin.end())
+        octets = _decoded(block[1]) if block else None
+        if block is None or octets is None:
             continue
         kept.append(text[position : begin.start()])
         files.append((begin[1].strip(), octets))
-        position = end.end() + 1
+        position = block.end() + 1
     kept.append(text[position:])
     return "".join(kept), files
 
 
-def decode(block: str) -> bytes | None:
+def _decoded(block: str) -> bytes | None:
     """The octets of the lines between begin and end; None when a line is none of uuencode's."""
-    pieces = []
-    for line in block.split("\n"):
-        line = line.rstrip("\r")
-        if not line:
-            continue
-        if not _LINE.fullmatch(line):
-            return None
-        piece = _line_octets(line)
-        if piece is None:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
+    pieces = [_line_octets(line) for line in block.split("\n") if line]
+    return b"".join(pieces) if None not in pieces else None
 
 
 def _line_octets(line: str) -> bytes | None:
