@@ -128,8 +128,12 @@ def tnef(*files: tuple[str, bytes], body: bytes = b"") -> bytes:
 
 def people_write() -> None:
     """Ordinary mail of ordinary programs."""
-    mail("plain", part("Content-Type: text/plain; charset=us-ascii", "Hello,\n\nall is well.\n\nAnn\n"), subject="Hello",
-         text="Hello,\n\nall is well.\n\nAnn")  # fmt: skip
+    mail(
+        "plain",
+        part("Content-Type: text/plain; charset=us-ascii", "Hello,\n\nall is well.\n\nAnn\n"),
+        subject="Hello",
+        text="Hello,\n\nall is well.\n\nAnn",
+    )
     mail(
         "no_mime",
         b"\r\nJust words.\r\n",
@@ -165,12 +169,27 @@ def people_write() -> None:
     inner = multi(
         "related", multi("alternative", plain("See\n"), html(shown)), logo, extra=';\r\n type="multipart/alternative"'
     )
-    mail("outlook", multi("mixed", inner, named("Content-Disposition: attachment; filename=a.pdf")),
-         text="See", html=shown, files=[("logo.png", PNG), ("a.pdf", PDF)])  # fmt: skip
-    iphone = multi("mixed", plain("Look at this!\n"), photo("IMG_4711.jpeg", how="inline"), plain("\n\nSent from my iPhone"),
-                   boundary="Apple-Mail-0B1C-4D")  # fmt: skip
-    mail("phone_photo", iphone, subject="Holiday", text="Look at this!\n\n\n\nSent from my iPhone",
-         files=[("IMG_4711.jpeg", JPEG)])  # fmt: skip
+    mail(
+        "outlook",
+        multi("mixed", inner, named("Content-Disposition: attachment; filename=a.pdf")),
+        text="See",
+        html=shown,
+        files=[("logo.png", PNG), ("a.pdf", PDF)],
+    )
+    iphone = multi(
+        "mixed",
+        plain("Look at this!\n"),
+        photo("IMG_4711.jpeg", how="inline"),
+        plain("\n\nSent from my iPhone"),
+        boundary="Apple-Mail-0B1C-4D",
+    )
+    mail(
+        "phone_photo",
+        iphone,
+        subject="Holiday",
+        text="Look at this!\n\n\n\nSent from my iPhone",
+        files=[("IMG_4711.jpeg", JPEG)],
+    )
     mail(
         "phone_photo_only",
         multi("mixed", plain("\n"), photo("20260101_120000.jpg")),
@@ -187,10 +206,18 @@ def people_write() -> None:
         html="<p>before</p>\n<p>after</p>",
         files=[("IMG_0001.jpg", JPEG)],
     )
-    mail("text_then_html", multi("mixed", plain("plain first\n"), html("<p>then html</p>")), text="plain first\n\nthen html",
-         html="<p>plain first</p>\n<p>then html</p>")  # fmt: skip
-    mail("eight_photos", multi("mixed", plain("Eight\n"), *[photo(f"IMG_{n}.jpg", JPEG + bytes([n])) for n in range(8)]),
-         text="Eight", files=[(f"IMG_{n}.jpg", JPEG + bytes([n])) for n in range(8)])  # fmt: skip
+    mail(
+        "text_then_html",
+        multi("mixed", plain("plain first\n"), html("<p>then html</p>")),
+        text="plain first\n\nthen html",
+        html="<p>plain first</p>\n<p>then html</p>",
+    )
+    mail(
+        "eight_photos",
+        multi("mixed", plain("Eight\n"), *[photo(f"IMG_{n}.jpg", JPEG + bytes([n])) for n in range(8)]),
+        text="Eight",
+        files=[(f"IMG_{n}.jpg", JPEG + bytes([n])) for n in range(8)],
+    )
     mail(
         "same_name_twice",
         multi("mixed", photo("a.jpg", JPEG), photo("a.jpg", PNG)),
@@ -198,22 +225,41 @@ def people_write() -> None:
     )
     mail("list_footer", multi("mixed", plain("Body\n"), plain("-- \nlist footer\n")), text="Body\n\n-- \nlist footer")
     flowed = "Content-Type: text/plain; charset=utf-8; format=flowed"
-    mail("flowed", part(flowed, "One long \nparagraph \nhere.\n\n> quoted \n> text\n From space\n-- \nAnn\n"),
-         text="One long paragraph here.\n\n> quoted text\nFrom space\n-- \nAnn")  # fmt: skip
+    mail(
+        "flowed",
+        part(flowed, "One long \nparagraph \nhere.\n\n> quoted \n> text\n From space\n-- \nAnn\n"),
+        text="One long paragraph here.\n\n> quoted text\nFrom space\n-- \nAnn",
+    )
     mail("flowed_delsp", part(flowed + "; delsp=yes", "日本 \n語\n"), text="日本語")
     calendar = part("Content-Type: text/calendar; method=REQUEST; name=invite.ics", "BEGIN:VCALENDAR\nEND:VCALENDAR\n")
-    mail("invitation", multi("mixed", plain("Meet\n"), calendar), text="Meet",
-         files=[("invite.ics", b"BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n")])  # fmt: skip
+    mail(
+        "invitation",
+        multi("mixed", plain("Meet\n"), calendar),
+        text="Meet",
+        files=[("invite.ics", b"BEGIN:VCALENDAR\r\nEND:VCALENDAR\r\n")],
+    )
 
 
 def charsets() -> None:
     """Texts as the world writes them."""
     words = {
-        "iso-8859-1": "Déjà vu à Genève", "iso-8859-2": "Příliš žluťoučký kůň", "iso-8859-15": "Prix 5 €", "koi8-r": "Привет, мир",
-        "windows-1251": "Привет, мир", "windows-1252": "“Smart” – quotes", "iso-8859-7": "Καλημέρα κόσμε", "shift_jis": "日本語テスト",
-        "iso-2022-jp": "日本語テスト", "euc-kr": "한국어 시험", "gb2312": "中文测试", "big5": "中文測試", "utf-16": "wide Ω",
-        "windows-1255": "שלום עולם", "tis-620": "สวัสดี", "utf-7": "Hi Ω",
-    }  # fmt: skip
+        "iso-8859-1": "Déjà vu à Genève",
+        "iso-8859-2": "Příliš žluťoučký kůň",
+        "iso-8859-15": "Prix 5 €",
+        "koi8-r": "Привет, мир",
+        "windows-1251": "Привет, мир",
+        "windows-1252": "“Smart” – quotes",
+        "iso-8859-7": "Καλημέρα κόσμε",
+        "shift_jis": "日本語テスト",
+        "iso-2022-jp": "日本語テスト",
+        "euc-kr": "한국어 시험",
+        "gb2312": "中文测试",
+        "big5": "中文測試",
+        "utf-16": "wide Ω",
+        "windows-1255": "שלום עולם",
+        "tis-620": "สวัสดี",
+        "utf-7": "Hi Ω",
+    }
     for charset, text in words.items():
         body = b64(text.encode(charset))
         mail(
@@ -229,8 +275,12 @@ def charsets() -> None:
         part("Content-Type: text/plain; charset=x-unknown", "schön und größer".encode("cp1252")),
         text="schön und größer",
     )
-    mail("charset_cut", part("Content-Type: text/plain; charset=utf-8", "ä".encode() * 20 + b"\xc3"), text="ä" * 20 + "\ufffd",
-         defects=["1 unreadable characters in text/plain"])  # fmt: skip
+    mail(
+        "charset_cut",
+        part("Content-Type: text/plain; charset=utf-8", "ä".encode() * 20 + b"\xc3"),
+        text="ä" * 20 + "\ufffd",
+        defects=["1 unreadable characters in text/plain"],
+    )
     mail("subject_split_character", b"\r\n", subject="=?utf-8?B?4pi=?= =?utf-8?B?gw==?=", title="☃")
     mail("subject_raw_latin", b"\r\n", subject=b"caf\xe9", title="café")
 
@@ -279,16 +329,29 @@ def containers() -> None:
     )
     nested = multi("mixed", plain("inner\n"), photo(), boundary="inner")
     letter2 = b"Subject: Album\r\n" + nested
-    mail("forward_with_parts", multi("mixed", plain("outer\n"), b"Content-Type: message/rfc822\r\n\r\n" + letter2), text="outer",
-         files=[("Album.eml", letter2)])  # fmt: skip
+    mail(
+        "forward_with_parts",
+        multi("mixed", plain("outer\n"), b"Content-Type: message/rfc822\r\n\r\n" + letter2),
+        text="outer",
+        files=[("Album.eml", letter2)],
+    )
     outlook = '<div><b>From:</b> Bob<br><b>Sent:</b> Monday<br><b>Subject:</b> Offer</div><p><img src="cid:image001.png@01DB"></p>'
-    picture = part("Content-Type: image/png; name=\"image001.png\"\nContent-Description: image001.png\nContent-Disposition: inline; "
-                   "filename=\"image001.png\"; size=2008\nContent-ID: <image001.png@01DB>\nContent-Transfer-Encoding: base64", b64(PNG))  # fmt: skip
+    picture = part(
+        'Content-Type: image/png; name="image001.png"\nContent-Description: image001.png\nContent-Disposition: inline; '
+        'filename="image001.png"; size=2008\nContent-ID: <image001.png@01DB>\nContent-Transfer-Encoding: base64',
+        b64(PNG),
+    )
     forwarded = multi(
         "related", multi("alternative", plain("From: Bob\nSent: Monday\nSubject: Offer\n"), html(outlook)), picture
     )
-    mail("forward_outlook", multi("mixed", forwarded, photo()), subject="FW: Offer", text="From: Bob\nSent: Monday\nSubject: Offer",
-         html=outlook, files=[("image001.png", PNG), ("IMG_0001.jpg", JPEG)])  # fmt: skip
+    mail(
+        "forward_outlook",
+        multi("mixed", forwarded, photo()),
+        subject="FW: Offer",
+        text="From: Bob\nSent: Monday\nSubject: Offer",
+        html=outlook,
+        files=[("image001.png", PNG), ("IMG_0001.jpg", JPEG)],
+    )
     digest = multi("digest", b"\r\n" + letter, b"\r\nSubject: two\r\n\r\n2\r\n")
     mail("digest", digest, files=[("Offer 3-4 für Sie.eml", letter), ("two.eml", b"Subject: two\r\n\r\n2\r\n")])
     dat = tnef(("contract.pdf", PDF), ("Foto.jpg", JPEG))
@@ -305,12 +368,29 @@ def containers() -> None:
     )
     mail("winmail_body", winmail, text="Only in TNEF", files=[("a.zip", ZIP)])
     broken = part("Content-Type: application/ms-tnef\nContent-Transfer-Encoding: base64", b64(dat[:5]))
-    mail("winmail_broken", multi("mixed", plain("x\n"), broken), text="x", files=[("winmail.dat", dat[:5])],
-         defects=["a damaged TNEF container kept as it is"])  # fmt: skip
-    mail("uuencode", part("Content-Type: text/plain", b"See below\n\n" + uu("photo 1.jpg", JPEG) + b"\nBye\n"), text="See below\n\n\nBye",
-         files=[("photo 1.jpg", JPEG)])  # fmt: skip
-    mail("uuencode_encoding", multi("mixed", plain("x\n"), part("Content-Type: application/pdf; name=a.pdf\n"
-         "Content-Transfer-Encoding: x-uuencode", uu("a.pdf", PDF))), text="x", files=[("a.pdf", PDF)])  # fmt: skip
+    mail(
+        "winmail_broken",
+        multi("mixed", plain("x\n"), broken),
+        text="x",
+        files=[("winmail.dat", dat[:5])],
+        defects=["a damaged TNEF container kept as it is"],
+    )
+    mail(
+        "uuencode",
+        part("Content-Type: text/plain", b"See below\n\n" + uu("photo 1.jpg", JPEG) + b"\nBye\n"),
+        text="See below\n\n\nBye",
+        files=[("photo 1.jpg", JPEG)],
+    )
+    mail(
+        "uuencode_encoding",
+        multi(
+            "mixed",
+            plain("x\n"),
+            part("Content-Type: application/pdf; name=a.pdf\nContent-Transfer-Encoding: x-uuencode", uu("a.pdf", PDF)),
+        ),
+        text="x",
+        files=[("a.pdf", PDF)],
+    )
     mail(
         "begin_is_a_word",
         part("Content-Type: text/plain", "begin 644 times over\nand never end\n"),
@@ -322,17 +402,30 @@ def containers() -> None:
         part("Content-Type: application/pkcs7-signature\nContent-Transfer-Encoding: base64", b64(ZIP)),
     )
     mail("smime_signed", signed, text="signed", files=[("smime.p7s", ZIP)])
-    mail("smime_opaque", part("Content-Type: application/pkcs7-mime; smime-type=enveloped-data\nContent-Transfer-Encoding: base64", b64(PDF)),
-         files=[("smime.p7m", PDF)])  # fmt: skip
-    pgp = multi("encrypted", part("Content-Type: application/pgp-encrypted", b"Version: 1"),
-                part("Content-Type: application/octet-stream", b"-----BEGIN PGP MESSAGE-----"))  # fmt: skip
+    mail(
+        "smime_opaque",
+        part(
+            "Content-Type: application/pkcs7-mime; smime-type=enveloped-data\nContent-Transfer-Encoding: base64",
+            b64(PDF),
+        ),
+        files=[("smime.p7m", PDF)],
+    )
+    pgp = multi(
+        "encrypted",
+        part("Content-Type: application/pgp-encrypted", b"Version: 1"),
+        part("Content-Type: application/octet-stream", b"-----BEGIN PGP MESSAGE-----"),
+    )
     mail(
         "pgp_encrypted",
         pgp,
         files=[("pgp-version.txt", b"Version: 1"), ("encrypted.asc", b"-----BEGIN PGP MESSAGE-----")],
     )
-    bounce = multi("report", plain("Could not deliver\n"), part("Content-Type: message/delivery-status", b"Status: 5.1.1\r\n"),
-                   part("Content-Type: text/rfc822-headers", b"Subject: x\r\n"))  # fmt: skip
+    bounce = multi(
+        "report",
+        plain("Could not deliver\n"),
+        part("Content-Type: message/delivery-status", b"Status: 5.1.1\r\n"),
+        part("Content-Type: text/rfc822-headers", b"Subject: x\r\n"),
+    )
     mail(
         "bounce",
         bounce,
@@ -347,18 +440,33 @@ def broken() -> None:
     mail("end_missing", cut, text="here", files=[("IMG_0001.jpg", JPEG)], defects=["the last boundary is missing"])
     mail("epilogue", multi("mixed", plain("here\n")) + b"an epilogue\r\n--b-mixed-1\r\n\r\nnot a part\r\n", text="here")
     other = multi("mixed", plain("here\n"), photo()).replace(b'boundary="b-mixed-2"', b'boundary="another"')
-    mail("boundary_wrong", other, text="here", files=[("IMG_0001.jpg", JPEG)],
-         defects=["multipart/mixed with another boundary than it says"])  # fmt: skip
+    mail(
+        "boundary_wrong",
+        other,
+        text="here",
+        files=[("IMG_0001.jpg", JPEG)],
+        defects=["multipart/mixed with another boundary than it says"],
+    )
     undeclared = multi("mixed", plain("here\n"), photo()).replace(b'; boundary="b-mixed-2"', b"")
-    mail("boundary_undeclared", undeclared, text="here", files=[("IMG_0001.jpg", JPEG)],
-         defects=["multipart/mixed with another boundary than it says"])  # fmt: skip
+    mail(
+        "boundary_undeclared",
+        undeclared,
+        text="here",
+        files=[("IMG_0001.jpg", JPEG)],
+        defects=["multipart/mixed with another boundary than it says"],
+    )
     mail(
         "boundary_prefix",
         multi("mixed", multi("alternative", plain("in\n"), boundary="x1"), plain("out\n"), boundary="x"),
         text="in\n\nout",
     )
-    mail("inner_end_missing", multi("mixed", multi("alternative", plain("in\n"), boundary="deep").replace(b"\r\n--deep--\r\n", b""), photo()),
-         text="in", files=[("IMG_0001.jpg", JPEG)], defects=["the last boundary is missing"])  # fmt: skip
+    mail(
+        "inner_end_missing",
+        multi("mixed", multi("alternative", plain("in\n"), boundary="deep").replace(b"\r\n--deep--\r\n", b""), photo()),
+        text="in",
+        files=[("IMG_0001.jpg", JPEG)],
+        defects=["the last boundary is missing"],
+    )
     mail(
         "bare_lf",
         multi("mixed", plain("here\n"), photo()).replace(b"\r\n", b"\n"),
@@ -372,8 +480,13 @@ def broken() -> None:
         text="text",
         title="spool",
     )
-    mail("no_blank_line", b"Subject: x\r\nthis is the body\r\n", raw=True, text="this is the body",
-         defects=["no empty line between header and body"])  # fmt: skip
+    mail(
+        "no_blank_line",
+        b"Subject: x\r\nthis is the body\r\n",
+        raw=True,
+        text="this is the body",
+        defects=["no empty line between header and body"],
+    )
     damaged = part("Content-Type: image/png; name=a.png\nContent-Transfer-Encoding: base64", b"!" + b64(PNG))
     mail("base64_damaged", damaged, files=[("a.png", PNG)], defects=["damaged base64"])
     trailing = part(
@@ -395,14 +508,31 @@ def broken() -> None:
     mail("two_subjects", b"Subject: one\r\nSubject: two\r\n\r\nx\r\n", text="x", title="one")
     mail("type_without_semicolon", part("Content-Type: text/html charset=utf-8", "<p>x</p>"), text="x", html="<p>x</p>")
     mail("long_lines", part("Content-Type: text/plain", b"word " * 3_000), text=("word " * 3_000).rstrip())
-    mail("encoding_with_comment", part("Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64 (really)", b64("für".encode())),
-         text="für")  # fmt: skip
-    mail("encoding_unknown", part("Content-Type: text/plain\nContent-Transfer-Encoding: 7bits", "as it is"), text="as it is",
-         defects=["unknown transfer encoding '7bits'"])  # fmt: skip
-    mail("html_hostile", html('<p onclick="x()">Hi<script>steal()</script><img src="http://t.example/p.gif"></p>'), text="Hi",
-         html="<p>Hi<img></p>")  # fmt: skip
-    mail("html_unclosed", multi("mixed", html("<p>one <b>bold <!-- open"), html("<p>two</p>")), text="one bold\n\ntwo",
-         html="<p>one <b>bold </b></p>\n<p>two</p>")  # fmt: skip
+    mail(
+        "encoding_with_comment",
+        part(
+            "Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64 (really)", b64("für".encode())
+        ),
+        text="für",
+    )
+    mail(
+        "encoding_unknown",
+        part("Content-Type: text/plain\nContent-Transfer-Encoding: 7bits", "as it is"),
+        text="as it is",
+        defects=["unknown transfer encoding '7bits'"],
+    )
+    mail(
+        "html_hostile",
+        html('<p onclick="x()">Hi<script>steal()</script><img src="http://t.example/p.gif"></p>'),
+        text="Hi",
+        html="<p>Hi<img></p>",
+    )
+    mail(
+        "html_unclosed",
+        multi("mixed", html("<p>one <b>bold <!-- open"), html("<p>two</p>")),
+        text="one bold\n\ntwo",
+        html="<p>one <b>bold </b></p>\n<p>two</p>",
+    )
 
 
 def write() -> None:

@@ -16,8 +16,10 @@ from gateway.mail.parse import headers
 from gateway.mail.parse.guards import Limits, TooComplex, header_block
 
 _STRAY_LINE = re.compile(rb"^(?![!-9;-~]+[ \t]*:|[ \t])", re.MULTILINE)
+_NO_LINE_END = bytes.maketrans(b"\x0b\x0c\x1c\x1d\x1e", b"     ")  # the stdlib ends lines there
+_LONE_CR = re.compile(rb"\r(?!\n)")
 _BLANK = re.compile(rb"\r?\n|\r")
-_FIELD = re.compile(r"([!-9;-~]+)[ \t]*:[ \t]*([^\r\n]*(?:(?:\r\n|[\r\n])[ \t][^\r\n]*)*)")
+_FIELD = re.compile(r"^([!-9;-~]+)[ \t]*:[ \t]*([^\r\n]*(?:(?:\r\n|[\r\n])[ \t][^\r\n]*)*)", re.MULTILINE)
 # A boundary nobody declared is believed when a header follows it.
 _LIKELY_BOUNDARY = re.compile(
     rb"(?:\A|(?<=\n))--([^\s-][^\r\n]{0,68}[^\s-]|=_[^\r\n]{0,68})[ \t]*\r?\nContent-[TD]", re.I
@@ -30,6 +32,12 @@ Base64Decoder = Callable[[bytes], bytes | None]
 def without_envelope_line(octets: bytes) -> bytes:
     """The mail without the mbox line that some spools put in front."""
     return octets[octets.find(b"\n") + 1 :] if octets.startswith((b"From ", b">From ")) else octets
+
+
+def _plain_lines(block: bytes) -> bytes:
+    """The block, as long as before, with line ends that every reader takes for such, and no others."""
+    block = block.translate(_NO_LINE_END)
+    return _LONE_CR.sub(b"\n", block) if block.count(b"\r") != block.count(b"\r\n") else block
 
 
 def split_header(block: bytes) -> Iterable[tuple[str, str]]:
@@ -82,7 +90,7 @@ class Scan:
 
     def _header(self, start: int, end: int) -> tuple[dict[str, str], int]:
         stop = header_block(self.octets, start, end, self.limits)
-        block = self.octets[start:stop]
+        block = _plain_lines(self.octets[start:stop])
         self.header_bytes += len(block)
         if self.header_bytes > self.limits.all_headers_bytes:
             raise TooComplex(f"more than {self.limits.all_headers_bytes} bytes of headers")

@@ -38,7 +38,7 @@ def take_out(text: str) -> tuple[str, list[tuple[str, bytes]]]:
 def _decoded(block: str) -> bytes | None:
     """The octets of the lines between begin and end; None when a line is none of uuencode's."""
     pieces = [_line_octets(line) for line in block.split("\n") if line]
-    return b"".join(pieces) if None not in pieces else None
+    return None if None in pieces else b"".join(filter(None, pieces))
 
 
 def _line_octets(line: str) -> bytes | None:
