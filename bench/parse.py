@@ -46,14 +46,15 @@ def mail(size: int) -> bytes:
     return _HEAD + b"Content-Type: multipart/mixed; boundary=out\r\n\r\n" + body
 
 
-async def _milliseconds(work: Callable[[], Awaitable[object]], rounds: int) -> float:
+async def _milliseconds(work: Callable[[], Awaitable[object]], rounds: int) -> tuple[float, float]:
+    """The best and the median, in milliseconds: on a busy machine only the best is about the work."""
     await work()
     spent = []
     for _ in range(rounds):
         began = time.perf_counter()
         await work()
-        spent.append(time.perf_counter() - began)
-    return statistics.median(spent) * 1_000
+        spent.append((time.perf_counter() - began) * 1_000)
+    return min(spent), statistics.median(spent)
 
 
 def _stdlib(octets: bytes) -> None:
@@ -64,8 +65,7 @@ def _stdlib(octets: bytes) -> None:
             part.get_payload(decode=True)
 
 
-async def main() -> None:
-    """Prints a table."""
+async def _measure() -> None:
     async with Cage(children=1, preload=("gateway.mail.parse.fallback",)) as cage:
         for size, rounds in ((5_000, 200), (1_000_000, 20)):
             octets = mail(size)
@@ -81,11 +81,13 @@ async def main() -> None:
 
             taken = [await _milliseconds(work, rounds) for work in (quick, caged, stdlib)]
             names = ("fast path", "caged fallback", "policy.default")
-            row = "   ".join(
-                f"{name} {ms:7.2f} ms ({ms / taken[0]:4.1f}x)" for name, ms in zip(names, taken, strict=True)
-            )
-            print(f"parse {len(octets):>9,} bytes   {row}")
+            for name, (best, median) in zip(names, taken, strict=True):
+                ratio = best / taken[0][0]
+                print(
+                    f"parse {len(octets):>9,} bytes  {name:15} best {best:7.2f} ms  median {median:7.2f} ms  {ratio:5.1f}x"
+                )
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+def main() -> None:
+    """Prints a table."""
+    asyncio.run(_measure())

@@ -116,7 +116,7 @@ async def test_a_fault_of_the_fast_path_is_the_fallbacks_turn(
 
 @pytest.mark.parametrize(
     "spoil",
-    [b"!", b" ", b"\t", b"=", b"A", b"AA", b"-", b"\0", b"\r\n--\r\n", b"\xff"],
+    [b"!", b" ", b"\t", b"=", b"A", b"AA", b"-", b"\0", b"\r\n--\r\n", b"\xff", b"\x0b", b"\x0c", b"\r"],
     ids=repr,
 )
 @pytest.mark.parametrize("where", [0, 5_000, 7_999, 8_000])

@@ -38,11 +38,13 @@ class Cage(Protocol):
 
 async def parse(octets: bytes, cage: Cage, *, limits: Limits | None = None) -> ParsedMail:
     """Parses one mail; in the cage a large honest mail gets more time than a small bomb."""
-    check(octets, limits or DEFAULT_LIMITS)
+    if limits is not None:
+        check(octets, limits)
     small = len(octets) <= _IN_THREAD_BYTES
     mail = fast.read(octets) if small else await asyncio.to_thread(fast.read, octets)
     if mail is not None:
         return mail
+    check(octets, DEFAULT_LIMITS)
     cpu_seconds = _CPU_SECONDS + _CPU_SECONDS_PER_MEGABYTE * len(octets) / 2**20
     job = "gateway.mail.parse.fallback:parse_job"
     values, contents = await cage.run(job, {}, octets, cpu_seconds=cpu_seconds, wall_seconds=_WALL_SECONDS)

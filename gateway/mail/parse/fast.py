@@ -6,7 +6,7 @@ What it uses the Rust library for is large base64 bodies, five times as fast as 
 error there, and our own decoding has the word.  It does not use the library's tree: of the 48 mails of CPython's own tests
 12 come out otherwise (parts without header, missing boundaries, broken base64), it keeps no raw header, so encoded words
 are decoded before anybody can take an address list apart, and octets without a charset are lost.
-Limit: nothing here can be killed; FAST_LIMITS are the guard, chosen so that the worst mail within them costs 50 ms.
+Limit: nothing here can be killed; FAST_LIMITS are the guard; the dearest mail found within them took 35 ms.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FAST_LIMITS = Limits(
     containers=False,
 )
 _WORTH_RUST = 4 * 1024
+_BLANKS = (b" ", b"\t", b"\x0b", b"\x0c")  # the library passes over them, where we note a defect
 _ONE_PART = b"Content-Type: application/octet-stream\r\nContent-Transfer-Encoding: base64\r\n\r\n"
 
 
@@ -56,8 +57,7 @@ def read(octets: bytes) -> ParsedMail | None:
 
 def clean_base64(body: bytes) -> bytes | None:
     """The octets of faultless base64; None when it is short, or has anything but letters, line ends and padding."""
-    letters = len(body) - body.count(b"\n") - body.count(b"\r")
-    if letters < _WORTH_RUST or letters % 4:
+    if len(body) < _WORTH_RUST or any(blank in body for blank in _BLANKS):
         return None
     from fast_mail_parser import ParseError, parse_email
 
@@ -65,6 +65,4 @@ def clean_base64(body: bytes) -> bytes | None:
         (part,) = parse_email(_ONE_PART + body, strict=True).attachments
     except (ParseError, ValueError):
         return None
-    padding = body[-4:].count(b"=") if body.endswith(b"=") else body[-6:].count(b"=")
-    content = part.content
-    return content if len(content) == letters // 4 * 3 - padding else None
+    return part.content

@@ -47,6 +47,8 @@ def clean(text: str) -> str:
 
 def decode_text(value: str) -> tuple[str, int]:
     """An unstructured value (Subject, display name) as text, and how many characters were replaced."""
+    if "=?" not in value and value.isascii():
+        return clean(_unfold(value)), 0
     value = _BETWEEN.sub(r"\1", _unfold(value))
     pieces: list[str] = []
     replaced = 0
