@@ -6,7 +6,7 @@ What it uses the Rust library for is large base64 bodies, five times as fast as 
 error there, and our own decoding has the word.  It does not use the library's tree: of the 48 mails of CPython's own tests
 12 come out otherwise (parts without header, missing boundaries, broken base64), it keeps no raw header, so encoded words
 are decoded before anybody can take an address list apart, and octets without a charset are lost.
-Limit: nothing here can be killed; FAST_LIMITS are the guard; the dearest mail found within them took 35 ms.
+Limit: nothing here can be killed; FAST_LIMITS are the guard. The dearest mail found within them took 65 ms, of those up to 64 KiB 31 ms.
 """
 
 from __future__ import annotations
