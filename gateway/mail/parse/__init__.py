@@ -40,6 +40,8 @@ async def parse(octets: bytes, cage: Cage, *, limits: Limits | None = None) -> P
     """Parses one mail; in the cage a large honest mail gets more time than a small bomb."""
     if limits is not None:
         check(octets, limits)
+    if not fast.is_warm():
+        await asyncio.to_thread(fast.warm)
     small = len(octets) <= _IN_THREAD_BYTES
     mail = fast.read(octets) if small else await asyncio.to_thread(fast.read, octets)
     if mail is not None:
