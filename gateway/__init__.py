@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gateway.client import connect, connect_blocking
     from gateway.contract.email_send import Attachment, SendEmail
+    from gateway.contract.post_create import CreatePost
     from gateway.errors import GatewayError, InvalidRequest, PermanentFailure, QueueUnavailable, TransientFailure
     from gateway.inbound.mailbox import Mailbox
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Attachment": "gateway.contract.email_send",
+    "CreatePost": "gateway.contract.post_create",
     "GatewayError": "gateway.errors",
     "InvalidRequest": "gateway.errors",
     "Mailbox": "gateway.inbound.mailbox",
@@ -35,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Attachment",
+    "CreatePost",
     "GatewayError",
     "InvalidRequest",
     "Mailbox",

@@ -10,31 +10,39 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.client import Client, open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.maillog import MailLog
-from gateway.runtime import Service, Stop, serve, stop_on_signals, utc_now
+from gateway.runtime import Service, Stop, die_with, serve, stop_on_signals, utc_now
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.door import Door
+    from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
+    from gateway.queue.worker import Bury, Gate, Handler
     from gateway.store.blobs import FileBlobStore
     from gateway.store.database import Database
     from gateway.store.emails import DatabaseLedger
     from gateway.store.mails import Mails
 
 T = TypeVar("T")
-SERVICES = ("smtp", "ingest", "send", "events", "web", "sweep")
+SERVICES = ("smtp", "lmtp", "ingest", "send", "events", "web", "sweep", "suspects")
+_MAKE_SUSPECTS = {"ingest", "send", "suspects"}
+_SUSPECTS_CHILD = (
+    "import sys; from gateway import app; sys.exit(app.work_suspects(int(sys.argv[1]), sys.stdin.buffer.read()))"
+)
 SHIPPED_TEMPLATES = (Path(__file__).parent / "shipped_templates", Path(__file__).parent.parent / "templates")
 
 
@@ -58,6 +66,12 @@ def start(settings: Settings, names: Sequence[str] = (), *, extra: Service | Non
     return uvloop.run(_serve(settings, tuple(names) or SERVICES, extra))
 
 
+def work_suspects(parent: int, settings: bytes) -> int:
+    """The process the keeper starts: works the suspects with the parent's settings, and dies with it."""
+    die_with(parent)
+    return start(Settings.model_validate_json(settings), ["suspects"])
+
+
 async def _serve(settings: Settings, names: Sequence[str], extra: Service | None) -> int:
     log = MailLog()
     check_values(settings)
@@ -75,7 +89,12 @@ async def _serve(settings: Settings, names: Sequence[str], extra: Service | None
 
 async def _build(settings: Settings, names: Sequence[str], log: MailLog, stack: AsyncExitStack) -> dict[str, Service]:
     parts = _Parts(settings, log)
-    return {name: await _BUILDERS[name](parts, stack) for name in names}
+    services = {name: await _BUILDERS[name](parts, stack) for name in names if name != "suspects"}
+    if set(names) == {"suspects"}:
+        services["suspects"] = await _build_suspects(parts, stack)
+    elif _MAKE_SUSPECTS & set(names):
+        services["suspects"] = await _build_keeper(parts, stack)
+    return services
 
 
 class _Parts:
@@ -91,6 +110,13 @@ class _Parts:
 
     async def store(self, stack: AsyncExitStack) -> Store:
         return await self._once("store", stack, lambda: open_store(self.settings))
+
+    async def intake(self, stack: AsyncExitStack) -> Intake:
+        broker = await self.queue(stack)
+        if "intake" not in self._open:
+            self._open["intake"] = _intake(self.settings, broker, self.log)
+        intake: Intake = self._open["intake"]
+        return intake
 
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))
@@ -115,33 +141,47 @@ class _Parts:
 
 
 async def _build_smtp(parts: _Parts, stack: AsyncExitStack) -> Service:
-    from gateway.inbound.intake import Intake, IntakeLimits
-    from gateway.inbound.smtp_door import DoorLimits, SmtpDoor
+    from gateway.inbound.smtp_door import SmtpDoor
+
+    return await _open_door(SmtpDoor, "smtp_listen", parts, stack)
+
+
+async def _build_lmtp(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.lmtp_door import LmtpDoor
+
+    return await _open_door(LmtpDoor, "lmtp_listen", parts, stack)
+
+
+async def _open_door(kind: type[Door], key: str, parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.door import DoorLimits
 
     settings = parts.settings
-    intake = Intake(
-        router(settings),
-        await parts.queue(stack),
-        open_blobs(settings),
-        data_dir=settings.data_dir,
-        min_free_bytes=settings.min_free_bytes,
-        clock=utc_now,
-        log=parts.log,
-        limits=IntakeLimits(mail_bytes=settings.limits.mail_bytes),
-    )
     limits = DoorLimits(
         mail_bytes=settings.limits.mail_bytes,
         recipients=settings.limits.recipients,
         connections_per_client=settings.limits.connections_per_client,
         idle_seconds=settings.limits.idle,
     )
-    door = SmtpDoor(intake, listen=settings.smtp_listen, hostname=settings.hostname, limits=limits, log=parts.log)
-    with _naming_the_key("smtp_listen", settings.smtp_listen):
+    listen = getattr(settings, key)
+    door = kind(await parts.intake(stack), listen=listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    with _naming_the_key(key, listen):
         await door.start()
+    stack.push_async_callback(door.close)
     return door.serve
 
 
-async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trade:
+    """What works some queues together: weight and handler by the name of the fresh queue."""
+
+    weights: Mapping[str, int]
+    handlers: Mapping[str, Handler]
+    buries: Mapping[str, Bury]
+    concurrency: int
+    gate: Gate | None = None
+
+
+async def _ingest_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
     from gateway.inbound.ingest import Ingest
     from gateway.queue.ticket import MAIL_INBOUND
 
@@ -157,10 +197,31 @@ async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
         log=parts.log,
         clock=utc_now,
     )
-    return _worker(parts, broker, {MAIL_INBOUND: 3}, ingest.handle, parts.settings.limits.ingest_concurrency)
+    return _Trade(
+        weights={MAIL_INBOUND: 3},
+        handlers={MAIL_INBOUND: ingest.handle},
+        buries={MAIL_INBOUND: ingest.bury},
+        concurrency=parts.settings.limits.ingest_concurrency,
+    )
 
 
-async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
+async def _post_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
+    from gateway.inbound.post_create import PostDesk
+    from gateway.queue.ticket import POST_CREATE
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    desk = PostDesk(
+        mails=store.mails,
+        blobs=store.blobs,
+        cage=await parts.cage(stack),
+        answer=broker.answer,
+        log=parts.log,
+        clock=utc_now,
+    )
+    return _Trade(weights={POST_CREATE: 3}, handlers={POST_CREATE: desk.handle}, buries={}, concurrency=1)
+
+
+async def _send_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
     from gateway.outbound.deliver import Deliver
     from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_URGENT
 
@@ -181,31 +242,70 @@ async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
         claim_seconds=settings.limits.claim,
     )
     weights = {EMAIL_SEND_URGENT: 8, EMAIL_SEND: 4, EMAIL_SEND_BULK: 2}
-    return _worker(parts, broker, weights, deliver.handle, settings.limits.send_concurrency, gate=pool.wait_usable)
+    return _Trade(
+        weights=weights,
+        handlers=dict.fromkeys(weights, deliver.handle),
+        buries=dict.fromkeys(weights, deliver.bury),
+        concurrency=settings.limits.send_concurrency,
+        gate=pool.wait_usable,
+    )
 
 
-def _worker(
-    parts: _Parts, broker: Broker, weights: Mapping[str, int], handle: Any, concurrency: int, gate: Any = None
-) -> Service:
-    """A worker on some queues and their retry queues; a retry queue weighs half of its fresh one."""
+async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
+    mails, posts = await _ingest_trade(parts, stack), await _post_trade(parts, stack)
+    trade = replace(mails, weights={**mails.weights, **posts.weights}, handlers={**mails.handlers, **posts.handlers})
+    return _worker(parts, await parts.queue(stack), trade)
+
+
+async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
+    return _worker(parts, await parts.queue(stack), await _send_trade(parts, stack))
+
+
+async def _build_suspects(parts: _Parts, stack: AsyncExitStack) -> Service:
+    """Every trade's handlers, one ticket at a time, in a process where nothing else runs."""
+    from gateway.queue.ticket import SUSPECT
+
+    trades = [await trade(parts, stack) for trade in (_ingest_trade, _post_trade, _send_trade)]
+    handlers = {name: handle for trade in trades for name, handle in trade.handlers.items()}
+    buries = {name: bury for trade in trades for name, bury in trade.buries.items()}
+    trade = _Trade(weights={}, handlers=handlers, buries=buries, concurrency=1)
+    return _worker(parts, await parts.queue(stack), trade, queues={SUSPECT: 1})
+
+
+async def _build_keeper(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.watch.suspects import keep
+
+    broker = await parts.queue(stack)
+    command = [sys.executable, "-c", _SUSPECTS_CHILD]
+    values = parts.settings.model_dump_json().encode()
+
+    async def service(stop: Stop) -> None:
+        await keep(command, values, broker, stop=stop, log=parts.log, grace_seconds=parts.settings.limits.grace)
+
+    return service
+
+
+def _worker(parts: _Parts, broker: Broker, trade: _Trade, *, queues: Mapping[str, int] | None = None) -> Service:
+    """A worker on a trade's queues and their retry queues; a retry queue weighs half of its fresh one."""
     from gateway.queue.ticket import retry_queue
     from gateway.queue.worker import work
 
-    queues = {name: weight * 2 for name, weight in weights.items()}
-    queues |= {retry_queue(name): weight for name, weight in weights.items()}
+    fresh = {name: weight * 2 for name, weight in trade.weights.items()}
+    retries = {retry_queue(name): weight for name, weight in trade.weights.items()}
     return functools.partial(
         _with_stop,
         work,
         broker,
-        queues=queues,
-        handlers=dict.fromkeys(weights, handle),
-        concurrency=concurrency,
+        queues=queues or fresh | retries,
+        handlers=trade.handlers,
+        buries=trade.buries,
+        concurrency=trade.concurrency,
         ladder=ladder(parts.settings),
         clock=utc_now,
         observer=parts.log,
         handler_seconds=parts.settings.limits.handler,
         grace_seconds=parts.settings.limits.grace,
-        gate=gate,
+        gate=trade.gate,
     )
 
 
@@ -264,6 +364,7 @@ async def _build_web(parts: _Parts, stack: AsyncExitStack) -> Service:
 
 _BUILDERS = {
     "smtp": _build_smtp,
+    "lmtp": _build_lmtp,
     "ingest": _build_ingest,
     "send": _build_send,
     "events": _build_events,
@@ -286,6 +387,8 @@ def check_values(settings: Settings) -> None:
         ("blobs_url", lambda: _blobs_folder(settings)),
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
         ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
+        ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
     for key, check in checks:
@@ -305,6 +408,17 @@ def _mailbox(text: str) -> str:
     from gateway.mail.addresses import parse_mailbox
 
     return parse_mailbox(text)
+
+
+def _listen_address(text: str) -> Any:
+    from gateway.inbound.listen import parse_listen
+
+    return parse_listen(text)
+
+
+def _check_room(settings: Settings) -> None:
+    if settings.limits.room < settings.limits.mail_bytes:
+        raise ValueError(f"is less than one mail may have (limits.mail_bytes, {settings.limits.mail_bytes})")
 
 
 def relay_spec(table: Any) -> Any:
@@ -352,6 +466,21 @@ def mailboxes(settings: Settings) -> dict[str, Any]:
                 f"{item.address}: {item.kind} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
     return found
+
+
+def _intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
+    from gateway.inbound.intake import Intake, IntakeLimits
+
+    return Intake(
+        router(settings),
+        broker,
+        open_blobs(settings),
+        data_dir=settings.data_dir,
+        min_free_bytes=settings.min_free_bytes,
+        clock=utc_now,
+        log=log,
+        limits=IntakeLimits(mail_bytes=settings.limits.mail_bytes, room_bytes=settings.limits.room),
+    )
 
 
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from gateway.errors import JobFailed, OverBudget, TransientFailure
+from gateway.runtime import die_with
 
 Job = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 
@@ -40,7 +41,6 @@ _MAX_TEXT_CHARACTERS = 500
 _OUT_OF_MEMORY_EXIT = 77
 _START_SECONDS = 30.0
 _RESTART_PAUSE_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Cage:
@@ -342,11 +342,7 @@ def _data_bytes() -> int:
 
 
 def _harden(parent: int) -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(0)
+    die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # a Ctrl-C reaches us too; how long to go on is the parent's word
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

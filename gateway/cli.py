@@ -96,7 +96,9 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 @cli.command()
 def run(
     context: Context,
-    services: Annotated[list[str] | None, typer.Argument(help="smtp ingest send events web sweep; none: all.")] = None,
+    services: Annotated[
+        list[str] | None, typer.Argument(help="smtp lmtp ingest send events web sweep suspects; none: all.")
+    ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
     ] = False,
@@ -249,13 +251,43 @@ def queues(context: Context, as_json: AsJson = False) -> None:
 
 
 @cli.command()
-def release(context: Context, email_id: str) -> None:
-    """Lets a held email go on."""
+def explain(
+    context: Context,
+    file: Annotated[str, typer.Argument(metavar="FILE.eml", help="A mail; - is stdin.")],
+    to: Annotated[list[str], typer.Option(help="A recipient; repeat for more.")],
+    from_: Annotated[str, typer.Option("--from", help="The envelope's sender.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Says what would become of a mail, and why: the decision of the real thing, and nothing written."""
+    from gateway import commands, tables
+
+    try:
+        octets = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise _no(f"{file}: {error.strerror}") from None
+    for item in _run(commands.explain(_settings(context), octets, to, from_)):
+        tables.print_object(item, as_json=as_json)
+
+
+@cli.command()
+def replay(
+    context: Context, items: Annotated[list[str], typer.Argument(metavar="ID...")], as_json: AsJson = False
+) -> None:
+    """Has held, failed or dead mails processed anew; what was delivered is left alone."""
+    from gateway import commands, tables
+
+    rows = _run(commands.replay(_settings(context), items))
+    tables.print_rows(rows, ["id", "rcpt_to", "disposition", "action"], as_json=as_json)
+
+
+@cli.command()
+def release(context: Context, item: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Lets a held email or mail go on."""
     from gateway import commands
 
-    count = _run(commands.release(_settings(context), email_id))
+    count = _run(commands.release(_settings(context), item))
     if not count:
-        raise _no(f"no held recipient of {email_id}")
+        raise _no(f"no held recipient of {item}")
     _note(f"{count} released")
 
 

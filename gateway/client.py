@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from gateway.contract.email_send import Attachment, SendEmail, parse_send_email
+from gateway.contract.post_create import CreatePost, parse_create_post
 from gateway.errors import InvalidRequest, Problem, SettingsError
 from gateway.mail.ids import new_id
 from gateway.queue.broker import Broker, Done
-from gateway.queue.ticket import STREAM_QUEUES, Ticket
+from gateway.queue.ticket import POST_CREATE, STREAM_QUEUES, Ticket
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -108,8 +109,28 @@ class Client:
         """Queues one email and waits for acceptance's answer; TimeoutError means queued, not yet answered."""
         request = self._request(email, to, attachments, fields)
         body = await self._open_broker.ask(self._ticket(request), timeout_seconds=timeout_seconds)
-        data = json.loads(body)
-        return Answer(id=data["id"], status=data["status"], errors=tuple(data.get("errors", ())))
+        return _answer(body)
+
+    async def create_post(
+        self, post: CreatePost | None = None, /, *, attachments: Iterable[Attachment | Path] = (), **fields: Any
+    ) -> str:
+        """Queues a post of the app's own, given as a CreatePost or as its fields (author, title, text …); returns its id."""
+        request = post or build_post(attachments, fields)
+        await self._open_broker.publish([self._post_ticket(request)])
+        return request.id
+
+    async def ask_post(
+        self,
+        post: CreatePost | None = None,
+        /,
+        *,
+        attachments: Iterable[Attachment | Path] = (),
+        timeout_seconds: float = 10,
+        **fields: Any,
+    ) -> Answer:
+        """Queues a post and waits for what became of it; TimeoutError means queued, not yet answered."""
+        request = post or build_post(attachments, fields)
+        return _answer(await self._open_broker.ask(self._post_ticket(request), timeout_seconds=timeout_seconds))
 
     async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncIterator[dict[str, Any]]:
         """Yields CloudEvents from the durable subscription `name`; an event is done when the next one is asked for."""
@@ -142,6 +163,21 @@ class Client:
     def _ticket(self, request: SendEmail) -> Ticket:
         queue = STREAM_QUEUES[request.stream or "normal"]
         return Ticket(queue=queue, id=request.id, body=request.to_json(), app=self._app)
+
+    def _post_ticket(self, request: CreatePost) -> Ticket:
+        return Ticket(queue=POST_CREATE, id=request.id, body=request.to_json(), app=self._app)
+
+
+def _answer(body: bytes) -> Answer:
+    data = json.loads(body)
+    return Answer(id=data["id"], status=data["status"], errors=tuple(data.get("errors", ())))
+
+
+def build_post(attachments: Iterable[Attachment | Path], fields: dict[str, Any]) -> CreatePost:
+    """Makes a CreatePost of loose fields; raises InvalidRequest naming every problem."""
+    files = [attachment_from_file(item) if isinstance(item, Path) else item for item in attachments]
+    data = {"id": new_id()} | fields | ({"attachments": tuple(files)} if files else {})
+    return parse_create_post(data)
 
 
 def build_request(
@@ -208,6 +244,14 @@ class BlockingClient:
     def ask(self, email: SendEmail | str, /, **fields: Any) -> Answer:
         """As Client.ask."""
         return self._wait(self._client.ask(email, **fields))
+
+    def create_post(self, post: CreatePost | None = None, /, **fields: Any) -> str:
+        """As Client.create_post."""
+        return self._wait(self._client.create_post(post, **fields))
+
+    def ask_post(self, post: CreatePost | None = None, /, **fields: Any) -> Answer:
+        """As Client.ask_post."""
+        return self._wait(self._client.ask_post(post, **fields))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
-from gateway.errors import Problem
+from gateway.errors import PermanentFailure, Problem
+from gateway.mail.disposition import Disposition
+from gateway.mail.ids import new_id
+from gateway.runtime import utc_now
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ async def _dead_rows(broker: Broker, *, whole: bool = False) -> list[dict[str, A
             "number": item.number,
             "id": item.ticket.id,
             "queue": item.queue,
+            "box": item.box,
             "died_at": item.died_at,
             "reason": item.reason,
         }
@@ -85,10 +89,93 @@ async def _dead_rows(broker: Broker, *, whole: bool = False) -> list[dict[str, A
     return found
 
 
-async def release(settings: Settings, email_id: str) -> int:
-    """Held recipients of an email go on; the sweeper or a new ticket works them at once."""
-    async with open_store(settings) as store:
-        return await store.ledger.release(email_id)
+async def release(settings: Settings, item: str) -> int:
+    """Held recipients of a mail or an email go on: a mail before its mailbox again, an email to its relay."""
+    async with _existing_store(settings) as store:
+        if store is None:
+            return 0
+        kind, subject = await _the_one(store, item)
+        if kind == "email":
+            return await store.ledger.release(subject)
+        held = [row for row in await store.mails.deliveries(subject) if row.disposition is Disposition.HELD]
+        await _replay(settings, store, subject, [row.rcpt_to for row in held], is_release=True)
+        return len(held)
+
+
+async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str) -> list[dict[str, Any]]:
+    """What ingestion would decide about a mail, and why, for each recipient; writes nothing."""
+    from gateway.inbound.decide import Decider
+    from gateway.inbound.explain import explain
+    from gateway.mail.envelope import Envelope
+
+    app.check_values(settings)
+    envelope = Envelope(
+        mail_id=new_id(), mail_from=mail_from, rcpt_to=tuple(rcpt_to), received_at=utc_now(), door="explain"
+    )
+    router = app.router(settings)
+    async with app.open_cage(settings) as cage:
+        decider = Decider(cage=cage, router=router, mailboxes=app.mailboxes(settings), clock=utc_now)
+        return await explain(octets, envelope, decider, router)
+
+
+async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any]]:
+    """Has held, failed and dead mails processed anew; a line per recipient says what is done.
+
+    Raises PermanentFailure for an id that is not one mail's, before anything is done.
+    """
+    async with _existing_store(settings) as store:
+        if store is None:
+            raise PermanentFailure(f"nothing is known of {items[0]}")
+        subjects = []
+        for item in items:
+            kind, subject = await _the_one(store, item)
+            if kind != "mail":
+                raise PermanentFailure(f"{subject} is no mail ({kind}); only mails are replayed")
+            subjects.append(subject)
+        return [line for subject in dict.fromkeys(subjects) for line in await _replay_mail(settings, store, subject)]
+
+
+async def _replay_mail(settings: Settings, store: Store, mail_id: str) -> list[dict[str, Any]]:
+    from gateway.inbound.replay import is_replayable
+
+    rows = await store.mails.deliveries(mail_id)
+    await _replay(settings, store, mail_id, [row.rcpt_to for row in rows if is_replayable(row)])
+    return [
+        {
+            "id": mail_id,
+            "rcpt_to": row.rcpt_to,
+            "disposition": str(row.disposition),
+            "action": "replayed" if is_replayable(row) else "left alone",
+        }
+        for row in rows
+    ]
+
+
+async def _replay(
+    settings: Settings, store: Store, mail_id: str, recipients: Sequence[str], *, is_release: bool = False
+) -> None:
+    """Publishes the tickets; the dead letters they stand for go away."""
+    from gateway.inbound.replay import replay_tickets
+
+    mail = await store.mails.stored(mail_id)
+    if mail is None or not recipients:
+        return
+    async with open_queue(settings) as broker:
+        await broker.publish(replay_tickets(mail, recipients, is_release=is_release))
+        for letter in await broker.dead():
+            named = letter.ticket.headers.get("rcpt_to")
+            if letter.ticket.id == mail_id and isinstance(named, list) and set(named) <= set(recipients):
+                await broker.drop_dead(letter.number)
+
+
+async def _the_one(store: Store, item: str) -> tuple[str, str]:
+    """The (kind, id) of the one subject whose id begins so; raises PermanentFailure."""
+    found = await store.mails.find(item)
+    if not found:
+        raise PermanentFailure(f"nothing is known of {item}")
+    if len(found) > 1:
+        raise PermanentFailure(f"{item} is not unique: {', '.join(subject for _, subject in found)}")
+    return found[0]
 
 
 async def cancel(settings: Settings, email_id: str) -> int:

@@ -67,6 +67,24 @@ class MailLog:
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)
 
+    def mailbox_at_fault(self, mailbox: str, *, mail_id: str, rcpt_to: str, fingerprint: str) -> None:
+        """An alarm: a mailbox cannot take a mail that is now held for a person."""
+        self._say(
+            "mailbox-at-fault",
+            "critical",
+            mailbox=mailbox,
+            mail=mail_id,
+            rcpt_to=rcpt_to,
+            fault=fingerprint,
+            next=f"mend the mailbox, then gateway replay {mail_id}",
+        )
+
+    def post_created(self, post_id: str, *, mailbox: str, app: str) -> None:
+        self._say("post-created", post=post_id, mailbox=mailbox, app=app)
+
+    def post_rejected(self, post_id: str, *, problems: str) -> None:
+        self._say("post-rejected", "warning", post=post_id, problems=problems)
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:
@@ -97,6 +115,9 @@ class MailLog:
             error=told(error),
             next=next_step,
         )
+
+    def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
+        self._say("ticket-suspected", "warning", queue=queue, ticket=ticket_id, workers_died=deliveries)
 
     def service(self, name: str, fact: str, **facts: Any) -> None:
         self._say(f"{name}-{fact}", **facts)

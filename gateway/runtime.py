@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 Clock = Callable[[], datetime]
 Service = Callable[["Stop"], Awaitable[None]]
+_PR_SET_PDEATHSIG = 1
 
 
 def utc_now() -> datetime:
@@ -90,6 +91,18 @@ def _on_signal(stop: Stop) -> None:
     if stop.is_set:
         os._exit(1)
     stop.set()
+
+
+def die_with(parent: int) -> None:
+    """Ties this process to the life of the one that started it: killed when that dies, however it dies.
+
+    It follows the thread that forked, not the whole parent.
+    """
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(0)
 
 
 class _Failpoints:

@@ -84,6 +84,7 @@ class MailboxTable(_Table):
 
 class LimitsTable(_Table):
     mail_bytes: Bytes = 35 * 1024 * 1024
+    room: Bytes = 256 * 1024 * 1024
     recipients: Annotated[int, Field(ge=1, le=10_000)] = 1000
     connections_per_client: Annotated[int, Field(ge=1)] = 50
     idle: Seconds = 300.0
@@ -106,6 +107,9 @@ class Settings(_Table):
     relay_urls: tuple[str, ...] = Field(("capture:",), description="where email goes; capture: = files, never sent")
     relays: tuple[RelayTable, ...] = Field((), description="relays with weight, streams, sender_domains")
     smtp_listen: Listen = Field("127.0.0.1:2525", description="the SMTP door")
+    lmtp_listen: str = Field(
+        "unix:{data_dir}/lmtp.sock", description="the LMTP door: HOST:PORT or unix:PATH?mode=&group="
+    )
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
@@ -125,8 +129,9 @@ class Settings(_Table):
         hostname = self.hostname or _own_name()
         changes: dict[str, Any] = {"data_dir": data_dir, "hostname": hostname}
         changes["mail_from"] = self.mail_from or f"gateway@{hostname}"
-        for key in ("queue_url", "database_url", "blobs_url"):
+        for key in ("queue_url", "database_url", "blobs_url", "lmtp_listen"):
             changes[key] = getattr(self, key).replace("{data_dir}", str(data_dir))
+        changes["lmtp_listen"] = _socket_in(Path.cwd(), changes["lmtp_listen"])
         if not self.relays:
             changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
         if not self.domains:
@@ -170,6 +175,12 @@ def load(
     return settings.filled()
 
 
+def _socket_in(folder: Path, listen: str) -> str:
+    """The same address with a relative path of a socket begun at `folder`."""
+    path = listen.removeprefix("unix:")
+    return listen if path == listen or path.startswith(("/", "{")) else f"unix:{folder / path}"
+
+
 def _own_name() -> str:
     name = socket.gethostname()
     return name if "." in name else "localhost"
@@ -196,6 +207,8 @@ def _from_file(
     for key in ("data_dir", "templates_dir"):
         if isinstance(table.get(key), str):
             table[key] = str(path.absolute().parent / table[key])
+    if isinstance(table.get("lmtp_listen"), str):
+        table["lmtp_listen"] = _socket_in(path.absolute().parent, table["lmtp_listen"])
     return [(str(path), table)]
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 from gateway.errors import JobFailed, OverBudget, PermanentFailure
 from gateway.inbound.attachments import TypedAttachment, typed
-from gateway.inbound.mailbox import Context, Hold, Mailbox, Outcome, ReceivedMail
+from gateway.inbound.faults import fingerprint_of
+from gateway.inbound.mailbox import Context, Discard, Forward, Hold, Mailbox, Outcome, Post, ReceivedMail, Refuse
 from gateway.inbound.router import Router
+from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse import Cage, ParsedMail, TooComplex, parse
 from gateway.runtime import Clock
@@ -27,6 +29,7 @@ class Postpone:
     """The mailbox raised: this recipient is tried again later. Never a mailbox's own answer."""
 
     reason: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,22 @@ class Decision:
     rcpt_to: str
     mailbox: str
     outcome: Outcome | Postpone
+
+    def ruling(self) -> tuple[Disposition, str]:
+        """The disposition it leads to, and its reason; a copy of an earlier mail is found out only by recording."""
+        match self.outcome:
+            case Post(reason=reason):
+                return Disposition.DELIVERED, reason
+            case Hold(reason=reason):
+                return Disposition.HELD, reason
+            case Forward(to=to):
+                return Disposition.HELD, f"to be forwarded to {to}, which is not possible yet"
+            case Refuse(reason=reason):
+                return Disposition.FAILED, reason
+            case Discard(reason=reason):
+                return Disposition.DISCARDED, reason
+            case Postpone(reason=reason):
+                return Disposition.PENDING, reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +87,8 @@ class Decider:
         except TooComplex as fault:
             return ReadMail(fault=f"cannot be parsed: {fault}")
 
-    async def decide(self, envelope: Envelope, read: ReadMail, rcpt_to: str) -> Decision:
-        """Decides for one recipient."""
+    async def decide(self, envelope: Envelope, read: ReadMail, rcpt_to: str, *, is_released: bool = False) -> Decision:
+        """Decides for one recipient; `is_released`: a person let the held mail go on."""
         try:
             route = self._router.route(rcpt_to)
         except PermanentFailure as failure:
@@ -81,7 +100,7 @@ class Decider:
         if read.fault:
             return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=Hold(reason=read.fault))
         mail = ReceivedMail(envelope=envelope, rcpt_to=rcpt_to, parsed=read.parsed, attachments=read.attachments)
-        context = Context(mailbox=route.kind, address=route.address, now=self._clock())
+        context = Context(mailbox=route.kind, address=route.address, now=self._clock(), is_released=is_released)
         return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=await _ask(mailbox, mail, context))
 
 
@@ -89,8 +108,13 @@ async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcom
     try:
         async with asyncio.timeout(_MAILBOX_SECONDS):
             outcome = await mailbox.receive(mail, context)
-    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; it is recorded as the recipient's reason
-        return Postpone(reason=f"mailbox {context.mailbox} failed: {type(error).__name__}: {error}"[:500])
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    # Broad: a plug-in may raise anything, sys.exit() included; it is recorded as the recipient's reason.
+    except BaseException as error:  # noqa: BLE001
+        reason = f"mailbox {context.mailbox} failed: {type(error).__name__}: {error}"[:500]
+        return Postpone(reason=reason, fingerprint=fingerprint_of(error, mailbox))
     if not isinstance(outcome, Outcome):
-        return Postpone(reason=f"mailbox {context.mailbox} answered {type(outcome).__name__}, which is no outcome")
+        reason = f"mailbox {context.mailbox} answered {type(outcome).__name__}, which is no outcome"
+        return Postpone(reason=reason, fingerprint=reason)
     return outcome

@@ -3,8 +3,10 @@
 Order: record the mail (insert-if-absent) → per recipient: decide, attachments into the blob store, one transaction → for
 who must wait, a ticket of his own, published → the worker acks last.
 Promises: idempotent (a recipient that has his disposition is left alone); each recipient commits alone; what cannot be
-parsed is held with its octets; a mailbox that raises delays its own recipient by the ladder and ends as held, never
-silently.  Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
+parsed is held with its octets; a mailbox (or the store) that raises delays its own recipient by the ladder and ends as
+held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
+A ticket with the header `replay` works what waits for a person, too (`inbound.replay`).
+Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
 A ticket that is no mail (headers missing, other octets than promised) raises PermanentFailure: a dead letter with its reason.
 Limits: Forward is held until there is a way to send it on.
 """
@@ -16,13 +18,16 @@ import hashlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from gateway.errors import PermanentFailure, StoreUnavailable
+from gateway.errors import PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.attachments import TypedAttachment
 from gateway.inbound.decide import Decider, Decision, Postpone
+from gateway.inbound.faults import HEADER as FAULT
+from gateway.inbound.faults import Fault, Passes, fingerprint_of
 from gateway.inbound.intake import Blobs
-from gateway.inbound.mailbox import Discard, Forward, Hold, Mailbox, Post, Refuse
+from gateway.inbound.mailbox import Mailbox, Post
+from gateway.inbound.replay import RELEASE, REPLAY, WAITS_FOR_A_PERSON
 from gateway.inbound.router import Router
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
@@ -75,28 +80,23 @@ class Ingest:
         self._ladder = ladder
         self._log = log
         self._clock = clock
+        self._passes = Passes()
         self.decider = Decider(cage=cage, router=router, mailboxes=mailboxes, clock=clock)
 
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; see the module for what it raises."""
         arrival = await self._open(ticket)
-        open_recipients = await self._open_recipients(arrival.envelope)
+        open_recipients = await self._open_recipients(arrival)
         if not open_recipients:
             return Done()
         read = await self.decider.read(arrival.octets)
-        await self._mails.record_received(
-            arrival.envelope,
-            arrival.blob or arrival.octets,
-            size=len(arrival.octets),
-            sha256=arrival.sha256,
-            subject=read.parsed.subject,
-            content_key=content_key(arrival.octets),
-        )
+        await self._record_received(arrival, subject=read.parsed.subject)
         retries = []
+        is_released = bool(ticket.headers.get(RELEASE))
         for rcpt_to in open_recipients:
-            decision = await self.decider.decide(arrival.envelope, read, rcpt_to)
+            decision = await self.decider.decide(arrival.envelope, read, rcpt_to, is_released=is_released)
             failpoint("ingest.decided")
-            retry = await self._record(arrival, decision)
+            retry = await self._record_or_postpone(arrival, decision)
             failpoint("ingest.recorded")
             retries += [retry] if retry else []
         if retries:
@@ -105,6 +105,29 @@ class Ingest:
         failpoint("ingest.acked.before")
         return Done()
 
+    async def bury(self, ticket: Ticket, reason: str) -> None:
+        """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
+        try:
+            arrival = await self._open(ticket)
+        except PermanentFailure:
+            return  # it is no mail; its dead letter says so
+        await self._record_received(arrival)
+        for rcpt_to in await self._open_recipients(arrival):
+            await self._mails.record_dead(arrival.envelope.mail_id, rcpt_to, mailbox="", reason=reason)
+            self._log.mail_recorded(
+                arrival.envelope.mail_id, rcpt_to=rcpt_to, disposition=Disposition.DEAD, reason=reason
+            )
+
+    async def _record_received(self, arrival: _Arrival, subject: str = "") -> None:
+        await self._mails.record_received(
+            arrival.envelope,
+            arrival.blob or arrival.octets,
+            size=len(arrival.octets),
+            sha256=arrival.sha256,
+            subject=subject,
+            content_key=await asyncio.to_thread(content_key, arrival.octets),
+        )
+
     async def _open(self, ticket: Ticket) -> _Arrival:
         try:
             envelope = Envelope.from_headers(ticket.id, ticket.headers)
@@ -112,7 +135,7 @@ class Ingest:
             raise PermanentFailure(f"no mail: header {error}") from None
         blob = str(ticket.headers.get("blob") or "") or None
         octets = await self._fetch(blob) if blob else ticket.body
-        digest = hashlib.sha256(octets).hexdigest()
+        digest = (await asyncio.to_thread(hashlib.sha256, octets)).hexdigest()
         promised = str(ticket.headers.get("sha256") or digest)
         if digest != promised:
             raise PermanentFailure(f"no mail: its octets have sha256 {digest}, the door promised {promised}")
@@ -128,62 +151,91 @@ class Ingest:
                 raise
             raise PermanentFailure(f"no mail: the blob {blob} is not in the store") from None
 
-    async def _open_recipients(self, envelope: Envelope) -> list[str]:
-        """The recipients that still need a decision; one that is held waits for a person, not for us."""
-        known = {row.rcpt_to: row.disposition for row in await self._mails.deliveries(envelope.mail_id)}
-        return [
-            rcpt_to
-            for rcpt_to in dict.fromkeys(envelope.rcpt_to)
-            if known.get(rcpt_to, Disposition.PENDING) is Disposition.PENDING
-        ]
+    async def _open_recipients(self, arrival: _Arrival) -> list[str]:
+        """The recipients that need a decision; one that is held waits for a person, unless that person sent this ticket.
+
+        A dead one has no ticket but the one an operator gave back.
+        """
+        mail_id = arrival.envelope.mail_id
+        known = {row.rcpt_to: row.disposition for row in await self._mails.deliveries(mail_id)}
+        reopens = WAITS_FOR_A_PERSON if arrival.ticket.headers.get(REPLAY) else (Disposition.DEAD,)
+        found = []
+        for rcpt_to in dict.fromkeys(arrival.envelope.rcpt_to):
+            disposition = known.get(rcpt_to, Disposition.PENDING)
+            if disposition in reopens:
+                await self._mails.record_reopened(mail_id, rcpt_to)
+                found.append(rcpt_to)
+            elif disposition is Disposition.PENDING:
+                found.append(rcpt_to)
+        return found
+
+    async def _record_or_postpone(self, arrival: _Arrival, decision: Decision) -> Ticket | None:
+        """Records one decision; returns the ticket that must be published for a recipient who waits."""
+        try:
+            return await self._record(arrival, decision)
+        except TransientFailure:
+            raise  # a fault of ours: it waits for the store, not for its turn on the ladder
+        # Broad: what the store chokes on in one recipient's post must not keep the others from theirs.
+        except Exception as error:  # noqa: BLE001
+            reason = f"recording failed: {type(error).__name__}: {error}"[:500]
+            fault = Postpone(reason=reason, fingerprint=fingerprint_of(error, self))
+            return await self._postpone(arrival, decision, fault)
 
     async def _record(self, arrival: _Arrival, decision: Decision) -> Ticket | None:
-        """Records one decision; returns the ticket that must be published for a recipient who waits."""
         mail_id, rcpt_to, mailbox = arrival.envelope.mail_id, decision.rcpt_to, decision.mailbox
-        match decision.outcome:
-            case Post() as post:
-                new_post = await self._keep(post, decision, arrival.envelope)
-                await self._mails.record_delivered(mail_id, rcpt_to, mailbox=mailbox, post=new_post, reason=post.reason)
-                self._say(decision, mail_id, Disposition.DELIVERED, post.reason)
-            case Hold(reason=reason):
-                await self._hold(mail_id, decision, reason)
-            case Forward(to=to):
-                await self._hold(mail_id, decision, f"to be forwarded to {to}, which is not possible yet")
-            case Refuse(reason=reason):
-                reply = Reply(code=554, enhanced_status="5.7.1", text=reason)
-                await self._mails.record_failed(mail_id, rcpt_to, mailbox=mailbox, reason=reason, reply=reply)
-                self._say(decision, mail_id, Disposition.FAILED, reason)
-            case Discard(reason=reason):
-                await self._mails.record_discarded(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
-                self._say(decision, mail_id, Disposition.DISCARDED, reason)
-            case Postpone(reason=reason):
-                return await self._postpone(arrival, decision, reason)
+        disposition, reason = decision.ruling()
+        if isinstance(decision.outcome, Postpone):
+            return await self._postpone(arrival, decision, decision.outcome)
+        if isinstance(decision.outcome, Post):
+            post = await self._keep(decision.outcome, decision, arrival.envelope)
+            recorded = await self._mails.record_delivered(mail_id, rcpt_to, mailbox=mailbox, post=post, reason=reason)
+            disposition, reason = recorded.disposition, recorded.reason
+        elif disposition is Disposition.FAILED:
+            reply = Reply(code=554, enhanced_status="5.7.1", text=reason)
+            await self._mails.record_failed(mail_id, rcpt_to, mailbox=mailbox, reason=reason, reply=reply)
+        elif disposition is Disposition.DISCARDED:
+            await self._mails.record_discarded(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
+        else:
+            await self._mails.record_held(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
+        if disposition is not Disposition.HELD:
+            self._passes.note(mail_id, self._clock())
+        self._say(decision, mail_id, disposition, reason)
         return None
 
     async def _hold(self, mail_id: str, decision: Decision, reason: str) -> None:
         await self._mails.record_held(mail_id, decision.rcpt_to, mailbox=decision.mailbox, reason=reason)
         self._say(decision, mail_id, Disposition.HELD, reason)
 
-    async def _postpone(self, arrival: _Arrival, decision: Decision, reason: str) -> Ticket | None:
+    async def _postpone(self, arrival: _Arrival, decision: Decision, postpone: Postpone) -> Ticket | None:
         """Records the wait; a crash before the ticket is published brings this ticket back, so nothing waits for ever."""
+        mail_id, rcpt_to, now = arrival.envelope.mail_id, decision.rcpt_to, self._clock()
+        fault = Fault.after(arrival.ticket.headers, postpone.fingerprint, now)
+        if self._passes.make_hopeless(fault, mail_id):
+            reason = f"failed the same way {fault.times} times while other mails passed: {postpone.reason}"
+            await self._hold(mail_id, decision, reason)
+            self._log.mailbox_at_fault(
+                decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
+            )
+            return None
         attempt = arrival.ticket.attempt + 1
         delay_seconds = self._ladder.delay_seconds(attempt, jitter=self._jitter())
         if delay_seconds is None:
-            await self._hold(arrival.envelope.mail_id, decision, f"gave up after {attempt} attempts: {reason}")
+            await self._hold(mail_id, decision, f"gave up after {attempt} attempts: {postpone.reason}")
+            self._log.mailbox_at_fault(
+                decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
+            )
             return None
-        due_at = self._clock() + timedelta(seconds=delay_seconds)
+        due_at = now + timedelta(seconds=delay_seconds)
         await self._mails.record_deferred(
-            arrival.envelope.mail_id,
-            decision.rcpt_to,
+            mail_id,
+            rcpt_to,
             mailbox=decision.mailbox,
-            reason=reason,
+            reason=postpone.reason,
             attempts=attempt,
             next_attempt_at=due_at,
         )
-        self._say(decision, arrival.envelope.mail_id, Disposition.PENDING, reason)
-        headers = dict(arrival.ticket.headers) | {"rcpt_to": [decision.rcpt_to]}
-        queue = retry_queue(MAIL_INBOUND)
-        return replace(arrival.ticket, queue=queue, headers=headers, attempt=attempt, due_at=due_at)
+        self._say(decision, mail_id, Disposition.PENDING, postpone.reason)
+        return _retry_ticket(arrival.ticket, rcpt_to, fault, attempt=attempt, due_at=due_at)
 
     async def _keep(self, post: Post, decision: Decision, envelope: Envelope) -> NewPost:
         """Puts the attachments into the blob store and returns the post as the store takes it."""
@@ -198,14 +250,22 @@ class Ingest:
             text=post.text,
             html=post.html or None,
             created_at=envelope.received_at,
-            attachments=tuple(_new_attachment(number, item) for number, item in enumerate(post.attachments)),
+            attachments=tuple(new_attachment(number, item) for number, item in enumerate(post.attachments)),
         )
 
     def _say(self, decision: Decision, mail_id: str, disposition: Disposition, reason: str) -> None:
         self._log.mail_recorded(mail_id, rcpt_to=decision.rcpt_to, disposition=disposition, reason=reason)
 
 
-def _new_attachment(position: int, attachment: TypedAttachment) -> NewAttachment:
+def _retry_ticket(ticket: Ticket, rcpt_to: str, fault: Fault, *, attempt: int, due_at: datetime) -> Ticket:
+    """A ticket of his own for a recipient who waits; its row is open again, so it is no replay any more."""
+    headers = {key: value for key, value in ticket.headers.items() if key != REPLAY}
+    headers |= {"rcpt_to": [rcpt_to], FAULT: fault.to_header()}
+    return replace(ticket, queue=retry_queue(MAIL_INBOUND), headers=headers, attempt=attempt, due_at=due_at)
+
+
+def new_attachment(position: int, attachment: TypedAttachment) -> NewAttachment:
+    """An attachment as the store takes it."""
     return NewAttachment(
         position=position,
         filename=attachment.filename,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gateway.errors import PermanentFailure, QueueUnavailable, StoreUnavailable, TransientFailure
+from gateway.inbound.incoming import Room
 from gateway.inbound.router import Router
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
@@ -29,6 +30,7 @@ from gateway.runtime import Clock, failpoint
 
 RECIPIENTS_PER_TICKET = 100
 BLOB_THRESHOLD = 256 * 1024
+_STEP_BYTES = 256 * 1024  # a look at more than that in one call would keep the event loop from its turn
 _RECEIVED = re.compile(rb"^received:", re.IGNORECASE | re.MULTILINE)
 _Result = TypeVar("_Result")
 
@@ -51,6 +53,7 @@ class IntakeLimits:
     header_bytes: int = 100 * 1024
     hops: int = 50
     publish_seconds: float = 60.0
+    room_bytes: int = 256 * 1024 * 1024
 
 
 class Intake:
@@ -78,6 +81,7 @@ class Intake:
         self._blob_threshold = blob_threshold
         self._min_free_bytes = min_free_bytes
         self._limits = limits or IntakeLimits()
+        self.room = Room(self._limits.room_bytes)
 
     def check_recipient(self, rcpt_to: str) -> None:
         """Raises PermanentFailure (unknown here, not ours to relay) or TransientFailure (may pass)."""
@@ -88,11 +92,16 @@ class Intake:
         if self._min_free_bytes and shutil.disk_usage(self._data_dir).free - size < self._min_free_bytes:
             raise TransientFailure("too little free space", reply=_NO_ROOM)
 
-    def check_content(self, octets: bytes) -> None:
-        """Raises PermanentFailure for what must never be stored or sent on."""
-        pairs = octets.count(b"\r\n")
-        if octets.count(b"\r") != pairs or octets.count(b"\n") != pairs or b"\0" in octets:
-            raise _refusal(554, "5.6.0", "a bare CR, bare LF or NUL is in the mail (RFC 5321, section 2.3.8)")
+    async def check_content(self, octets: bytes) -> None:
+        """Raises PermanentFailure for what must never be stored or sent on.
+
+        In steps, with a turn for others between them: a thread would hold the interpreter as long, and less politely.
+        """
+        for start in range(0, len(octets), _STEP_BYTES):
+            if _is_bare(octets, start):
+                raise _refusal(554, "5.6.0", "a bare CR, bare LF or NUL is in the mail (RFC 5321, section 2.3.8)")
+            if start:
+                await asyncio.sleep(0)
         if len(octets) > self._limits.mail_bytes:
             raise _refusal(552, "5.3.4", f"the mail is larger than {self._limits.mail_bytes} bytes")
         end = 0 if octets.startswith(b"\r\n") else octets.find(b"\r\n\r\n", 0, self._limits.header_bytes + 4)
@@ -107,7 +116,7 @@ class Intake:
 
         Raises PermanentFailure for its content, QueueUnavailable, StoreUnavailable or TransientFailure for a fault of ours.
         """
-        self.check_content(octets)
+        await self.check_content(octets)
         self.check_room(len(octets))
         envelope = replace(envelope, mail_id=new_id(), received_at=self._clock())
         tickets = await self._tickets(envelope, octets)
@@ -124,12 +133,15 @@ class Intake:
         return envelope.mail_id
 
     async def _tickets(self, envelope: Envelope, octets: bytes) -> Sequence[Ticket]:
-        facts: dict[str, object] = {"sha256": hashlib.sha256(octets).hexdigest(), "size": len(octets)}
+        facts: dict[str, object] = {"size": len(octets)}
         if len(octets) > self._blob_threshold:
             late = StoreUnavailable("the blob store did not answer in time")
-            facts["blob"] = await self._in_time(self._blobs.put(octets), late)
+            facts["blob"] = blob = await self._in_time(self._blobs.put(octets), late)
+            facts["sha256"] = blob.removeprefix("sha256:")
             failpoint("intake.blob_stored")
             octets = b""
+        else:
+            facts["sha256"] = hashlib.sha256(octets).hexdigest()
         shares = [
             envelope.rcpt_to[start : start + RECIPIENTS_PER_TICKET]
             for start in range(0, len(envelope.rcpt_to), RECIPIENTS_PER_TICKET)
@@ -154,6 +166,16 @@ class Intake:
 
 
 _NO_ROOM = Reply(code=452, enhanced_status="4.3.1", text="too little free space, try again later")
+
+
+def _is_bare(octets: bytes, start: int) -> bool:
+    """Whether a CR or LF without the other, or a NUL, begins in this step."""
+    end = start + _STEP_BYTES
+    returns = octets.count(b"\r", start, end)
+    pairs = octets.count(b"\r\n", start, end + 1)
+    # The line feeds of the step are looked for one octet later, so that each stands with its own return.
+    feeds = octets.count(b"\n", start + 1 if start else 0, end + 1)
+    return returns != pairs or feeds != pairs or octets.find(b"\0", start, end) >= 0
 
 
 def _refusal(code: int, status: str, text: str) -> PermanentFailure:

@@ -42,11 +42,12 @@ class ReceivedMail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What a mailbox may know besides the mail."""
+    """What a mailbox may know besides the mail; `is_released`: a person let a mail go on that was held."""
 
     mailbox: str
     address: str
     now: datetime
+    is_released: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

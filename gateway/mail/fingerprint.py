@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-_TRACE = re.compile(rb"(?:(?:return-path|received|delivered-to|x-original-to):[^\r\n]*\r?\n(?:[ \t][^\r\n]*\r?\n)*)*", re.I)
+_TRACE = re.compile(
+    rb"(?:(?:return-path|received|delivered-to|x-original-to):[^\r\n]*\r?\n(?:[ \t][^\r\n]*\r?\n)*)*", re.I
+)
 _MESSAGE_ID = re.compile(rb"^message-id:[ \t]*<[^\r\n]*>", re.I | re.M)
 
 

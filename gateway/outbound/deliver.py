@@ -141,6 +141,11 @@ class Deliver:
             self._log.handler_failed(ticket.queue, ticket.id, error=fault, next_step="left to the row's current ticket")
             return Done()
 
+    async def bury(self, ticket: Ticket, reason: str) -> None:
+        """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
+        email_id = str(ticket.headers.get("email_id") or ticket.id)
+        await self._ledger.record_dead(email_id, reason=reason)
+
     async def _comes_again_after(self, errand: _Errand, ticket: Ticket, fault: Exception) -> bool:
         """Tells the rows when the worker will bring this ticket again, or that it will not; False: it must not come."""
         if isinstance(fault, QueueUnavailable | StoreUnavailable | StorageFault):

@@ -7,6 +7,8 @@ Promises every engine keeps:
   * a ticket is gone only after `settle(Done())` or `settle(Dead())`; crash anywhere else = it comes again;
   * `Later` puts it into its retry queue, not before its time; fresh tickets never wait behind it;
   * queues consumed together share by weight: none starves, none has strict priority;
+  * `Suspect` puts it into `gateway.suspect`, its home queue in a header, its deliveries counted anew; from there Later goes
+    to the home's retry queue, and a dead letter says the home queue;
   * the `DELIVERY_LIMIT`th lease that ends without a word sends the ticket to `gateway.dead.crashed`.
 Not promised: order between tickets; delivery exactly once (handlers are idempotent: record, publish, ack last).
 """
@@ -39,9 +41,18 @@ class Later:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dead:
-    """We gave up: the ticket goes to `gateway.dead.failed` with its reason, an operator's turn."""
+    """We gave up: the ticket goes to `gateway.dead.failed` with its reason, an operator's turn.
+
+    `crashed`: it goes to `gateway.dead.crashed`, because whoever works it dies.
+    """
 
     reason: str
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """Workers die while they hold it: the ticket goes to `gateway.suspect`, to be worked apart from all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,7 @@ class Release:
     """The ticket goes back untouched (drain): ready at once, this delivery not counted."""
 
 
-Outcome = Done | Later | Dead | Release
+Outcome = Done | Later | Dead | Suspect | Release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +86,14 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadTicket:
-    """A dead letter: the ticket as it was, where it died, why and when."""
+    """A dead letter: the ticket as it was, where it died, why and when; `box` is the dead queue it lies in."""
 
     number: str
     ticket: Ticket
     queue: str
     reason: str
     died_at: datetime
+    box: str = ""
 
 
 class Lease(Protocol):

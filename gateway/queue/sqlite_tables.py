@@ -14,8 +14,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gateway.queue.broker import DELIVERY_LIMIT, Dead, DeadTicket, Depth, Done, Event, Later, Outcome
-from gateway.queue.ticket import DEAD_CRASHED, DEAD_FAILED, WORK_QUEUES, Ticket, fresh_queue, retry_queue
+from gateway.queue.broker import DELIVERY_LIMIT, Dead, DeadTicket, Depth, Done, Event, Later, Outcome, Suspect
+from gateway.queue.ticket import (
+    DEAD_CRASHED,
+    DEAD_FAILED,
+    HOME_QUEUE,
+    SUSPECT,
+    WORK_QUEUES,
+    Ticket,
+    fresh_queue,
+    home_queue,
+    retry_queue,
+)
 from gateway.queue.topics import topic_matches
 from gateway.sqlite_file import Connection
 
@@ -48,6 +58,8 @@ _COLUMNS = """number, queue, id, content_type, headers, attempt, due_at, reply_t
 _SELECT = f"SELECT {_COLUMNS} FROM tickets JOIN bodies USING (number) "
 _UNLEASED = "token = NULL, holder = NULL, lease_until = NULL"
 _MINE = "WHERE number = ? AND token = ?"
+_GOES_HOME = f"headers = json_remove(headers, '$.{HOME_QUEUE}')"
+_HOME = f"CASE queue WHEN '{SUSPECT}' THEN coalesce(json_extract(headers, '$.{HOME_QUEUE}'), queue) ELSE queue END"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +193,9 @@ def settle(connection: Connection, row: Row, outcome: Outcome, now: int) -> bool
     if isinstance(outcome, Later):
         return _later(connection, row, outcome, now)
     if isinstance(outcome, Dead):
-        return _bury(connection, row, outcome.reason, now)
+        return _bury(connection, row, outcome, now)
+    if isinstance(outcome, Suspect):
+        return _suspect(connection, row, now)
     return release(connection, row)
 
 
@@ -198,8 +212,8 @@ def _later(connection: Connection, row: Row, outcome: Later, now: int) -> bool:
     at = micros(outcome.at)
     cursor = connection.execute(
         f"""UPDATE tickets SET queue = ?, attempt = attempt + ?, due_at = ?, ready_at = ?, published_at = ?,
-            deliveries = 0, {_UNLEASED} {_MINE}""",
-        (retry_queue(row.ticket.queue), int(outcome.climbs), at, at, now, row.number, row.token),
+            deliveries = 0, {_GOES_HOME}, {_UNLEASED} {_MINE}""",
+        (retry_queue(home_queue(row.ticket)), int(outcome.climbs), at, at, now, row.number, row.token),
     )
     if cursor.rowcount != 1:
         return False
@@ -207,10 +221,23 @@ def _later(connection: Connection, row: Row, outcome: Later, now: int) -> bool:
     return True
 
 
-def _bury(connection: Connection, row: Row, reason: str, now: int) -> bool:
+def _bury(connection: Connection, row: Row, dead: Dead, now: int) -> bool:
+    box = DEAD_CRASHED if dead.crashed else DEAD_FAILED
     cursor = connection.execute(
-        f"UPDATE tickets SET died_in = queue, queue = ?, reason = ?, ready_at = ?, {_UNLEASED} {_MINE}",
-        (DEAD_FAILED, reason, now, row.number, row.token),
+        f"UPDATE tickets SET died_in = {_HOME}, queue = ?, reason = ?, ready_at = ?, {_GOES_HOME}, {_UNLEASED} {_MINE}",
+        (box, dead.reason, now, row.number, row.token),
+    )
+    if cursor.rowcount != 1:
+        return False
+    _note_consumed(connection, row)
+    return True
+
+
+def _suspect(connection: Connection, row: Row, now: int) -> bool:
+    cursor = connection.execute(
+        f"""UPDATE tickets SET headers = json_set(headers, '$.{HOME_QUEUE}', queue), queue = ?, ready_at = ?,
+            published_at = ?, deliveries = 0, {_UNLEASED} {_MINE} AND queue <> ?""",
+        (SUSPECT, now, now, row.number, row.token, SUSPECT),
     )
     if cursor.rowcount != 1:
         return False
@@ -251,7 +278,8 @@ def _end_without_a_word(connection: Connection, holder: str, until: int, now: in
     of_holder = "WHERE token IS NOT NULL AND holder = ? AND lease_until <= ?"
     reason = f"{DELIVERY_LIMIT} leases ended without a word: whoever works on it dies or hangs"
     connection.execute(
-        f"UPDATE tickets SET died_in = queue, queue = ?, reason = ?, ready_at = ?, {_UNLEASED} {of_holder} AND deliveries >= ?",
+        f"""UPDATE tickets SET died_in = {_HOME}, queue = ?, reason = ?, ready_at = ?, {_GOES_HOME}, {_UNLEASED}
+            {of_holder} AND deliveries >= ?""",
         (DEAD_CRASHED, reason, now, holder, until, DELIVERY_LIMIT),
     )
     connection.execute(f"UPDATE tickets SET {_UNLEASED} {of_holder}", (holder, until))
@@ -293,7 +321,7 @@ def has_consumed_past(connection: Connection, queue: str, since: int, now: int) 
 
 def dead(connection: Connection, limit: int) -> list[DeadTicket]:
     rows = connection.execute(
-        f"""SELECT {_COLUMNS.replace("queue,", "died_in,", 1)}, reason, ready_at FROM tickets JOIN bodies USING (number)
+        f"""SELECT {_COLUMNS.replace("queue,", "died_in,", 1)}, reason, ready_at, queue FROM tickets JOIN bodies USING (number)
             WHERE queue IN (?, ?) AND token IS NULL ORDER BY ready_at, number LIMIT ?""",
         (DEAD_FAILED, DEAD_CRASHED, limit),
     )
@@ -302,9 +330,14 @@ def dead(connection: Connection, limit: int) -> list[DeadTicket]:
 
 def _dead_ticket(values: tuple[Any, ...]) -> DeadTicket:
     row = _read_row(values[:13])
-    reason, died_at = values[13:]
+    reason, died_at, box = values[13:]
     return DeadTicket(
-        number=str(row.number), ticket=row.ticket, queue=row.ticket.queue, reason=reason or "", died_at=_moment(died_at)
+        number=str(row.number),
+        ticket=row.ticket,
+        queue=row.ticket.queue,
+        reason=reason or "",
+        died_at=_moment(died_at),
+        box=box,
     )
 
 

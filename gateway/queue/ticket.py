@@ -7,7 +7,7 @@ Limits: headers are JSON values and small (on AMQP all of them must fit one fram
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,10 +17,11 @@ EMAIL_SEND_URGENT = "email.send.urgent"
 EMAIL_SEND_BULK = "email.send.bulk"
 POST_CREATE = "post.create"
 SUSPECT = "gateway.suspect"
+HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came from
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
 
-WORK_QUEUES = (MAIL_INBOUND, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
 _RETRY = ".retry"
 
@@ -54,3 +55,16 @@ class Ticket:
     reply_to: str | None = None
     correlation_id: str | None = None
     app: str = ""
+
+
+def home_queue(ticket: Ticket) -> str:
+    """The queue whose handler works the ticket: its own, or for a suspect the one it came from."""
+    return str(ticket.headers.get(HOME_QUEUE, ticket.queue)) if ticket.queue == SUSPECT else ticket.queue
+
+
+def at_home(ticket: Ticket) -> Ticket:
+    """The ticket as its handler knows it, wherever it was leased from."""
+    if ticket.queue != SUSPECT:
+        return ticket
+    headers = {key: value for key, value in ticket.headers.items() if key != HOME_QUEUE}
+    return replace(ticket, queue=home_queue(ticket), headers=headers)

@@ -7,6 +7,9 @@ the ticket goes last.  What it raises decides alone what happens next:
     PermanentFailure                        dead, with its text as the reason
     LeaseLost                               nothing: the ticket is somebody else's now
     anything else, the deadline too         the ladder: a fault that always comes must not come for ever
+A ticket that comes for the third time without a word of those who had it is a suspect: it is put apart before anything
+else is tried.  A worker of `gateway.suspect` runs in a process of its own, one ticket at a time; there a ticket has
+`SUSPECT_LIVES`, then it is dead (crashed), after its kind's `bury` has recorded so.
 Promises: the loop outlives every handler and every fault of the queue; each failure is told to the observer.
 On stop it leases no more, lets handlers finish for `grace_seconds`, then ends them and gives their tickets back.
 """
@@ -22,14 +25,17 @@ from datetime import timedelta
 from typing import Protocol
 
 from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, TransientFailure
-from gateway.queue.broker import Broker, Consumer, Dead, Done, Later, Lease, Outcome, Release
+from gateway.queue.broker import Broker, Consumer, Dead, Done, Later, Lease, Outcome, Release, Suspect
 from gateway.queue.ladder import Ladder
-from gateway.queue.ticket import Ticket, fresh_queue
+from gateway.queue.ticket import SUSPECT, Ticket, at_home, fresh_queue
 from gateway.runtime import Clock, Stop, failpoint, utc_now
 
 Handler = Callable[[Ticket], Awaitable[Done | Later]]
 Gate = Callable[[], Awaitable[object]]
+Bury = Callable[[Ticket, str], Awaitable[None]]
 
+SUSPECT_DELIVERIES = 2
+SUSPECT_LIVES = 3
 FIXED_STEP_SECONDS = 30.0
 _GATE_SECONDS = 0.05
 _CLEANUP_SECONDS = 5.0
@@ -39,6 +45,8 @@ class Observer(Protocol):
     """Whoever counts and logs failures; the mail log is one."""
 
     def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None: ...
+
+    def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None: ...
 
 
 async def work(
@@ -54,19 +62,26 @@ async def work(
     handler_seconds: float = 900,
     grace_seconds: float = 30,
     gate: Gate | None = None,
+    buries: Mapping[str, Bury] | None = None,
     jitter: Callable[[], float] = random.random,
     probe_seconds: float = 5,
 ) -> None:
-    """Works `queues` (name → weight) until `stop`; `handlers` has one for each kind, by the name of its fresh queue.
-
+    """Works `queues` (name → weight) until `stop`; `handlers` has one for each kind, by the name of its fresh queue;
+    `buries` records for some kinds that a suspect of theirs is dead.
     `gate()` returns when there is any use in leasing (a relay is usable); while it does not, tickets stay ready.
     While the queue cannot be reached it is probed every `probe_seconds`.
     """
-    missing = sorted({fresh_queue(name) for name in queues} - set(handlers))
+    missing = sorted({fresh_queue(name) for name in queues} - {*handlers, SUSPECT})
     if missing:
         raise ValueError(f"no handler for {', '.join(missing)}")
     rules = _Rules(ladder=ladder, observer=observer, clock=clock, jitter=jitter)
-    bench = _Bench(handlers=handlers, rules=rules, handler_seconds=handler_seconds, probe_seconds=probe_seconds)
+    bench = _Bench(
+        handlers=handlers,
+        buries=buries or {},
+        rules=rules,
+        handler_seconds=handler_seconds,
+        probe_seconds=probe_seconds,
+    )
     while not stop.is_set:
         try:
             async with (
@@ -171,6 +186,7 @@ class _Bench:
     """The handlers at work."""
 
     handlers: Mapping[str, Handler]
+    buries: Mapping[str, Bury]
     rules: _Rules
     handler_seconds: float
     probe_seconds: float
@@ -207,14 +223,43 @@ class _Bench:
             await asyncio.wait(self._tasks, timeout=_CLEANUP_SECONDS)
 
     async def _handle(self, lease: Lease) -> None:
-        outcome = await self._outcome_of(lease)
+        outcome = await self._convict(lease) or await self._outcome_of(at_home(lease.ticket))
         failpoint("worker.handled")
         await self.settle(lease, outcome)
 
-    async def _outcome_of(self, lease: Lease) -> Outcome:
-        ticket = lease.ticket
+    async def _convict(self, lease: Lease) -> Outcome | None:
+        """What a ticket gets that workers died with before; None when it is to be worked."""
+        ticket, deliveries = lease.ticket, lease.delivery_count
+        if ticket.queue == SUSPECT:
+            if deliveries < SUSPECT_LIVES:
+                return None
+            reason = f"its worker died {deliveries} times although it worked on nothing else"
+            return Dead(reason=reason, crashed=True) if await self._bury(at_home(ticket), reason) else Release()
+        if deliveries < SUSPECT_DELIVERIES:
+            return None
+        self.rules.observer.ticket_suspected(ticket.queue, ticket.id, deliveries=deliveries)
+        return Suspect()
+
+    async def _bury(self, ticket: Ticket, reason: str) -> bool:
+        """Has the death recorded, waiting while the store cannot be reached; False when we had to stop first."""
+        bury = self.buries.get(fresh_queue(ticket.queue))
+        while bury is not None and not self._is_over:
+            try:
+                await bury(ticket, reason)
+                break
+            except TransientFailure as error:
+                next_step = f"records its death again in {self.probe_seconds:g} s"
+                self.rules.observer.handler_failed(ticket.queue, ticket.id, error=error, next_step=next_step)
+                await asyncio.sleep(self.probe_seconds)
+            # Broad: a killer must end as a dead letter, whatever is wrong with it besides.
+            except Exception as error:  # noqa: BLE001
+                self.rules.observer.handler_failed(ticket.queue, ticket.id, error=error, next_step="dead letter")
+                break
+        return not self._is_over
+
+    async def _outcome_of(self, ticket: Ticket) -> Outcome:
         try:
-            return await self._run(self.handlers[fresh_queue(ticket.queue)], ticket)
+            return await self._run(self._handler(ticket), ticket)
         except (KeyboardInterrupt, SystemExit):
             raise
         except asyncio.CancelledError as error:
@@ -227,6 +272,12 @@ class _Bench:
             if self._is_over and isinstance(error, _HandlerTimedOut):
                 return Release()
             return self.rules.after(ticket, error)
+
+    def _handler(self, ticket: Ticket) -> Handler:
+        handler = self.handlers.get(fresh_queue(ticket.queue))
+        if handler is None:
+            raise PermanentFailure(f"no handler for {ticket.queue}")
+        return handler
 
     async def _run(self, handler: Handler, ticket: Ticket) -> Outcome:
         deadline = asyncio.timeout(self.handler_seconds)

@@ -25,6 +25,7 @@ from gateway.store import posts, timeline
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
+from gateway.store.ledger import Acceptance
 from gateway.store.posts import NewPost
 from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, mail_octets, mails
 
@@ -36,6 +37,7 @@ _EVENTS: dict[Disposition, EventType] = {
     Disposition.DEAD: "mail.dead",
     Disposition.DUPLICATE: "mail.duplicate",
 }
+_REOPENED = (Disposition.HELD, Disposition.FAILED, Disposition.DEAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,27 @@ class DeliveryRecord:
     post_id: str | None
     attempts: int
     next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """What `record_delivered` found or wrote: delivered, a duplicate, or final already."""
+
+    disposition: Disposition
+    reason: str
+    post_id: str | None
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMail:
+    """A mail as it was received: its octets, or beyond the row's limit the blob they are in."""
+
+    envelope: Envelope
+    size: int
+    sha256: str
+    octets: bytes = b""
+    blob: str | None = None
 
 
 class Mails:
@@ -97,28 +120,42 @@ class Mails:
 
     async def record_delivered(
         self, mail_id: str, rcpt_to: str, mailbox: str, post: NewPost, reason: str = ""
-    ) -> str | None:
-        """Writes the post and ends the delivery; where it is final already nothing, and returns the post's id of then.
+    ) -> Delivered:
+        """Writes the post and ends the delivery; where it is final already nothing. Returns what is true now.
 
         A copy of a mail delivered to the same recipient within `DUPLICATE_DAYS` is recorded as its duplicate instead.
         """
 
-        def work(connection: sa.Connection, now: datetime) -> str | None:
+        def work(connection: sa.Connection, now: datetime) -> Delivered:
             row = _delivery(connection, mail_id, rcpt_to)
             if row.disposition.is_final:
-                return row.post_id
+                return Delivered(disposition=row.disposition, reason=row.reason, post_id=row.post_id)
             original = _delivered_before(connection, row, now)
             if original is not None:
                 return self._record_duplicate(connection, now, row, original, mailbox=mailbox)
-            post_id = posts.insert_post(connection, post, mail_id=mail_id)
+            post_id = posts.insert_post(connection, post, posts.Origin(mail_id=mail_id))
             _update(
                 connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id
             )
             self._note_delivered(connection, now, row, post, post_id, mailbox=mailbox, reason=reason)
-            return post_id
+            return Delivered(disposition=Disposition.DELIVERED, reason=reason, post_id=post_id)
 
         size = len(post.text) + len(post.html or "")
         return await self._journal.record("delivered", work, size=size)
+
+    async def record_posted(self, post: NewPost, *, post_id: str, app: str, content_hash: str) -> Acceptance:
+        """Writes a post that an app made under its own id; the same again is no record."""
+        origin = posts.Origin(post_id=post_id, app=app, content_hash=content_hash)
+
+        def work(connection: sa.Connection, now: datetime) -> Acceptance:
+            known = posts.known_or_conflict(connection, origin)
+            if known is not None:
+                return known
+            posts.insert_post(connection, post, origin)
+            self._note_created(connection, now, post, post_id)
+            return Acceptance.ACCEPTED
+
+        return await self._journal.record("posted", work, size=len(post.text) + len(post.html or ""))
 
     async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
         """The mail waits for a person; False where that (or something final) was recorded already."""
@@ -137,6 +174,21 @@ class Mails:
     async def record_dead(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
         """An operator's turn."""
         return await self._end(mail_id, rcpt_to, mailbox, Disposition.DEAD, reason)
+
+    async def record_reopened(self, mail_id: str, rcpt_to: str) -> bool:
+        """A person wants it processed anew: what was held, failed or dead is pending again; all else is left alone."""
+
+        def work(connection: sa.Connection, now: datetime) -> bool:
+            row = _delivery(connection, mail_id, rcpt_to)
+            if row.disposition not in _REOPENED:
+                return False
+            values = {"disposition": Disposition.PENDING, "attempts": 0, "reason": ""}
+            _update(connection, row, now, **values, reply_code=None, reply_enhanced="", reply_text="")
+            data = {"from": row.disposition, "reason": row.reason}
+            self._journal.note(connection, now, Fact(subject=mail_id, step="replayed", recipient=rcpt_to, data=data))
+            return True
+
+        return await self._journal.record("mail_reopened", work)
 
     async def record_deferred(
         self,
@@ -181,6 +233,21 @@ class Mails:
         if row is None:
             return None
         return row.octets if row.blob is None else await self._blobs.get(row.blob)
+
+    async def stored(self, mail_id: str) -> StoredMail | None:
+        """The mail as it was received, with all its recipients; None for an unknown one."""
+
+        def work(connection: sa.Connection) -> StoredMail | None:
+            row = connection.execute(_STORED.where(mails.c.id == mail_id)).mappings().first()
+            if row is None:
+                return None
+            names = ("received_at", "mail_from", "door", "client", "helo", "tls", "auth")
+            rcpt_to = tuple(item.rcpt_to for item in _deliveries(connection, mail_id))
+            envelope = Envelope(mail_id=mail_id, rcpt_to=rcpt_to, **{name: row[name] for name in names})
+            kept = {"octets": row["octets"] or b"", "blob": row["blob"]}
+            return StoredMail(envelope=envelope, size=row["size"], sha256=row["sha256"], **kept)
+
+        return await self._database.read(work)
 
     async def list_mails(
         self,
@@ -260,19 +327,15 @@ class Mails:
 
     def _record_duplicate(
         self, connection: sa.Connection, now: datetime, row: DeliveryRecord, original: sa.RowMapping, *, mailbox: str
-    ) -> str | None:
+    ) -> Delivered:
         mail_id, post_id = original["mail_id"], original["post_id"]
-        values = {
-            "mailbox": mailbox,
-            "post_id": post_id,
-            "duplicate_of": mail_id,
-            "reason": f"the same mail as {mail_id}",
-        }
+        reason = f"the same mail as {mail_id}"
+        values = {"mailbox": mailbox, "post_id": post_id, "duplicate_of": mail_id, "reason": reason}
         _update(connection, row, now, disposition=Disposition.DUPLICATE, **values)
         data = {"mailbox": mailbox, "duplicate_of": mail_id, "post_id": post_id, "delivery_id": row.id}
         fact = Fact(subject=row.mail_id, step="duplicate", recipient=row.rcpt_to, event="mail.duplicate", data=data)
         self._journal.note(connection, now, fact)
-        return str(post_id) if post_id else None
+        return Delivered(disposition=Disposition.DUPLICATE, reason=reason, post_id=post_id, duplicate_of=str(mail_id))
 
     def _note_delivered(
         self,
@@ -290,11 +353,24 @@ class Mails:
             subject=row.mail_id, step="delivered", recipient=row.rcpt_to, event="mail.delivered", data=told
         )
         self._journal.note(connection, now, delivered)
-        made = {"mailbox": mailbox, "kind": post.kind, "mail_id": row.mail_id, "attachments": len(post.attachments)}
-        created = Fact(subject=post_id, step="created", recipient=row.rcpt_to, event="post.created", data=made)
+        self._note_created(connection, now, post, post_id, mail_id=row.mail_id, rcpt_to=row.rcpt_to)
+
+    def _note_created(
+        self,
+        connection: sa.Connection,
+        now: datetime,
+        post: NewPost,
+        post_id: str,
+        *,
+        mail_id: str | None = None,
+        rcpt_to: str = "",
+    ) -> None:
+        made = {"mailbox": post.mailbox, "kind": post.kind, "mail_id": mail_id, "attachments": len(post.attachments)}
+        created = Fact(subject=post_id, step="created", recipient=rcpt_to, event="post.created", data=made)
         self._journal.note(connection, now, created)
 
 
+_STORED = sa.select(mails, mail_octets.c.octets, mail_octets.c.blob).join_from(mails, mail_octets)
 _LIST = (
     sa.select(
         mails.c.id,

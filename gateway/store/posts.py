@@ -1,4 +1,4 @@
-"""Posts: what a mailbox made of a mail, with its attachments; mail and (later) the web share this one write path.
+"""Posts: what a mailbox made of a mail, with its attachments; mail and apps share this one write path.
 
 The octets of an attachment are a blob, put before the post is recorded; its row names the digest.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.mail.ids import new_id
+from gateway.store.ledger import Acceptance
 from gateway.store.schema import as_json, attachments, posts
 
 
@@ -44,12 +45,23 @@ class NewPost:
     attachments: tuple[NewAttachment, ...] = ()
 
 
-def insert_post(connection: sa.Connection, post: NewPost, *, mail_id: str | None) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a post came from: a mail, or an app's request with its own id and the digest of its content."""
+
+    mail_id: str | None = None
+    post_id: str = ""
+    app: str = ""
+    content_hash: str = ""
+
+
+def insert_post(connection: sa.Connection, post: NewPost, origin: Origin) -> str:
     """Writes the rows of a post and returns its id."""
-    post_id = new_id()
+    post_id = origin.post_id or new_id()
     columns = ("mailbox", "kind", "author", "author_address", "title", "text", "html", "created_at")
     values = {name: getattr(post, name) for name in columns}
-    connection.execute(sa.insert(posts), values | {"id": post_id, "mail_id": mail_id})
+    came = {"mail_id": origin.mail_id, "app": origin.app, "content_hash": origin.content_hash}
+    connection.execute(sa.insert(posts), values | came | {"id": post_id})
     rows = [_attachment_values(item) | {"id": new_id(), "post_id": post_id} for item in post.attachments]
     if rows:
         connection.execute(sa.insert(attachments), rows)
@@ -81,9 +93,18 @@ def post(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
     items = [dict(item) for item in connection.execute(query).mappings()]
     for item in items:
         del item["post_id"]
-    facts = as_json(row)
-    del facts["sequence"]
+    facts = {key: value for key, value in as_json(row).items() if key not in {"sequence", "content_hash"}}
     return facts | {"attachments": items}
+
+
+def known_or_conflict(connection: sa.Connection, origin: Origin) -> Acceptance | None:
+    """What an app's request is that has come before; None for a new one."""
+    query = sa.select(posts.c.app, posts.c.content_hash).where(posts.c.id == origin.post_id)
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    same = (row.app, row.content_hash) == (origin.app, origin.content_hash)
+    return Acceptance.KNOWN if same else Acceptance.CONFLICT
 
 
 def _attachment_values(item: NewAttachment) -> dict[str, Any]:

@@ -181,6 +181,8 @@ posts = sa.Table(
     _count("sequence"),
     _text("text"),
     sa.Column("html", Text),
+    _text("app"),
+    _text("content_hash"),
     sa.Index(None, "mailbox", "created_at"),
 )
 

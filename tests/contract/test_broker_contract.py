@@ -11,8 +11,33 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gateway.errors import LeaseLost, QueueUnavailable
-from gateway.queue.broker import DELIVERY_LIMIT, Broker, Consumer, Dead, Depth, Done, Event, Later, Lease, Release
-from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_URGENT, MAIL_INBOUND, Ticket, retry_queue
+from gateway.queue.broker import (
+    DELIVERY_LIMIT,
+    Broker,
+    Consumer,
+    Dead,
+    Depth,
+    Done,
+    Event,
+    Later,
+    Lease,
+    Release,
+    Suspect,
+)
+from gateway.queue.ticket import (
+    DEAD_CRASHED,
+    DEAD_FAILED,
+    EMAIL_SEND,
+    EMAIL_SEND_BULK,
+    EMAIL_SEND_URGENT,
+    HOME_QUEUE,
+    MAIL_INBOUND,
+    SUSPECT,
+    Ticket,
+    at_home,
+    home_queue,
+    retry_queue,
+)
 
 PATIENCE_SECONDS = 5.0
 RETRY = retry_queue(MAIL_INBOUND)
@@ -573,3 +598,65 @@ async def test_a_queue_has_consumed_past_when_a_younger_ticket_was_consumed(brok
 async def test_tickets_of_the_future_do_not_keep_a_queue_from_being_empty(broker: Broker) -> None:
     await broker.publish([ticket(due_at=in_seconds(60))])
     assert await broker.has_consumed_past(MAIL_INBOUND, datetime.now(UTC))
+
+
+# suspects
+
+
+async def test_a_suspect_goes_to_the_suspects_and_keeps_its_home(broker: Broker) -> None:
+    await broker.publish([ticket(attempt=2, headers={"rcpt_to": ["a@example.org"]})])
+    async with consuming(broker) as consumer:
+        await (await next_lease(consumer)).settle(Suspect())
+        await no_lease(consumer)
+    async with consuming(broker, SUSPECT) as consumer:
+        lease = await next_lease(consumer)
+    assert (lease.ticket.queue, lease.delivery_count) == (SUSPECT, 0)
+    assert home_queue(lease.ticket) == MAIL_INBOUND
+    assert at_home(lease.ticket) == ticket(attempt=2, headers={"rcpt_to": ["a@example.org"]})
+
+
+async def test_a_suspect_from_a_retry_queue_keeps_that_as_its_home(broker: Broker) -> None:
+    await suspected(broker, ticket(queue=RETRY))
+    async with consuming(broker, SUSPECT) as consumer:
+        assert home_queue((await next_lease(consumer)).ticket) == RETRY
+
+
+async def test_a_suspect_that_must_wait_goes_to_the_retry_queue_of_its_home(broker: Broker) -> None:
+    await suspected(broker, ticket())
+    async with consuming(broker, SUSPECT) as consumer:
+        await (await next_lease(consumer)).settle(Later(at=in_seconds(-1)))
+    async with consuming(broker) as consumer:
+        lease = await next_lease(consumer)
+        assert (lease.ticket.queue, lease.ticket.attempt, lease.delivery_count) == (RETRY, 1, 0)
+        assert HOME_QUEUE not in lease.ticket.headers
+
+
+@pytest.mark.parametrize(("crashed", "box"), [(False, DEAD_FAILED), (True, DEAD_CRASHED)])
+async def test_a_dead_suspect_says_its_home_and_a_retry_leads_there(broker: Broker, crashed: bool, box: str) -> None:
+    await suspected(broker, ticket())
+    async with consuming(broker, SUSPECT) as consumer:
+        await (await next_lease(consumer)).settle(Dead(reason="it kills", crashed=crashed))
+    (found,) = await broker.dead()
+    assert (found.queue, found.box, found.reason, found.ticket) == (MAIL_INBOUND, box, "it kills", ticket())
+    assert await broker.retry_dead(found.number)
+    assert await drain(broker, [MAIL_INBOUND], 1) == [ticket()]
+
+
+async def test_a_suspect_nobody_speaks_for_dies_at_the_limit_with_its_home(broker: Broker) -> None:
+    await suspected(broker, ticket("killer"))
+    counts = []
+    async with consuming(broker, SUSPECT, lease_seconds=0.001, concurrency=DELIVERY_LIMIT + 5) as consumer:
+        async with asyncio.timeout(60):
+            while not await broker.dead():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        counts.append((await anext(aiter(consumer))).delivery_count)
+    (found,) = await broker.dead()
+    assert counts == list(range(DELIVERY_LIMIT))
+    assert (found.queue, found.box) == (MAIL_INBOUND, DEAD_CRASHED)
+
+
+async def suspected(broker: Broker, item: Ticket) -> None:
+    await broker.publish([item])
+    async with consuming(broker, item.queue) as consumer:
+        await (await next_lease(consumer)).settle(Suspect())

@@ -33,25 +33,34 @@ class House:
     smtp_port: int = field(default_factory=free_port)
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    more: dict[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
-        return kept | {
-            "GATEWAY_DATA_DIR": str(self.folder),
-            "GATEWAY_SMTP_LISTEN": f"127.0.0.1:{self.smtp_port}",
-            "GATEWAY_WEB_LISTEN": f"127.0.0.1:{self.web_port}",
-            "GATEWAY_RELAY_URLS": self.relay_url,
-            "GATEWAY_RETRY_LADDER": "1s 1s 2s 2s 4s",
-            "GATEWAY_UNKNOWN_WAIT": "1s",
-            "GATEWAY_LIMITS__CLAIM": "2s",
-            "GATEWAY_MIN_FREE_BYTES": "1m",
-        }
+        return (
+            kept
+            | {
+                "GATEWAY_DATA_DIR": str(self.folder),
+                "GATEWAY_SMTP_LISTEN": f"127.0.0.1:{self.smtp_port}",
+                "GATEWAY_WEB_LISTEN": f"127.0.0.1:{self.web_port}",
+                "GATEWAY_RELAY_URLS": self.relay_url,
+                "GATEWAY_RETRY_LADDER": "1s 1s 2s 2s 4s",
+                "GATEWAY_UNKNOWN_WAIT": "1s",
+                "GATEWAY_LIMITS__CLAIM": "2s",
+                "GATEWAY_MIN_FREE_BYTES": "1m",
+            }
+            | self.more
+        )
 
-    def start(self, failpoint: str = "") -> None:
+    def start(self, failpoint: str = "", *services: str) -> None:
         environment = self.environment() | ({"GATEWAY_FAILPOINT": failpoint} if failpoint else {})
         log = (self.folder.parent / "gateway.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "run"], env=environment, stdout=log, stderr=log, cwd=self.folder.parent
+            [sys.executable, "-m", "gateway.cli", "run", *services],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=self.folder.parent,
         )
         log.close()
 
@@ -131,9 +140,13 @@ class Sink:
                 writer.write(b"354 go on\r\n")
                 octets = await reader.readuntil(b"\r\n.\r\n")
                 headers = octets.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-                message_id = next(item.partition(":")[2].strip() for item in headers if item.lower().startswith("message-id"))
+                message_id = next(
+                    item.partition(":")[2].strip() for item in headers if item.lower().startswith("message-id")
+                )
                 self.taken[(recipient, message_id)] += 1
-            writer.write(b"221 bye\r\n" if verb == "QUIT" else b"250 sink\r\n" if verb == "EHLO" else b"250 2.0.0 taken\r\n")
+            writer.write(
+                b"221 bye\r\n" if verb == "QUIT" else b"250 sink\r\n" if verb == "EHLO" else b"250 2.0.0 taken\r\n"
+            )
             await writer.drain()
 
 

@@ -18,7 +18,9 @@ def problems_of(**values: object) -> list[str]:
 
 def test_command_line_beats_environment_beats_secrets_beats_file_beats_defaults(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text('hostname = "file.example"\nmail_from = "file@example.org"\nunknown_wait = "1m"\nweb_listen = "[::1]:1"\n')
+    file.write_text(
+        'hostname = "file.example"\nmail_from = "file@example.org"\nunknown_wait = "1m"\nweb_listen = "[::1]:1"\n'
+    )
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     for key, value in (("hostname", "secret.example"), ("mail_from", "secret@example.org"), ("unknown_wait", "2m")):
@@ -55,7 +57,9 @@ def test_lists_from_the_environment_are_words_or_json() -> None:
 def test_every_mistake_is_told_at_once_with_key_and_place(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('hostnam = "x"\n[limits]\nidle = "soon"\n')
-    found = problems_of(config=file, environment={"GATEWAY_RELAY_URL": "x", "GATEWAY_SMTP_LISTEN": "25"}, overrides=["nonsense"])
+    found = problems_of(
+        config=file, environment={"GATEWAY_RELAY_URL": "x", "GATEWAY_SMTP_LISTEN": "25"}, overrides=["nonsense"]
+    )
     assert [line for line in found if line.startswith(f"hostnam ({file}): unknown key; did you mean hostname?")]
     assert [line for line in found if line.startswith(f"limits.idle ({file}): 'soon' is not a duration")]
     assert "relay_url (environment GATEWAY_RELAY_URL): unknown key; did you mean GATEWAY_RELAY_URLS?" in found
@@ -88,7 +92,9 @@ def test_a_relative_path_in_the_file_starts_at_the_files_folder(tmp_path: Path) 
 
 
 def test_a_missing_settings_file_named_by_hand_is_a_mistake(tmp_path: Path) -> None:
-    assert problems_of(config=tmp_path / "no.toml", environment={}) == [f"{tmp_path}/no.toml: this settings file does not exist"]
+    assert problems_of(config=tmp_path / "no.toml", environment={}) == [
+        f"{tmp_path}/no.toml: this settings file does not exist"
+    ]
 
 
 def test_passwords_never_leave_in_what_is_printed() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from gateway.cage import Cage
+from gateway.inbound.door import Door, DoorLimits
 from gateway.inbound.ingest import Ingest
 from gateway.inbound.intake import Intake, IntakeLimits
+from gateway.inbound.listen import UnixAddress, parse_listen
 from gateway.inbound.mailboxes.postmaster import Postmaster
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.router import MailboxRoute, Router
-from gateway.inbound.smtp_door import DoorLimits, SmtpDoor
+from gateway.inbound.smtp_door import SmtpDoor
 from gateway.maillog import MailLog
 from gateway.queue.ladder import Ladder
 from gateway.queue.sqlite import SqliteBroker
@@ -56,11 +58,13 @@ class House:
         kept = {"data_dir": self.folder, "clock": utc_now, "log": self.log} | values
         return Intake(self.router, kept.pop("broker", self.broker), kept.pop("blobs", self.blobs), **kept)
 
-    async def open_door(self, *, intake: Intake | None = None, **limits: Any) -> SmtpDoor:
-        """Starts a door on a port of the system's choice; closed with the house."""
+    async def open_door(
+        self, kind: type[Door] = SmtpDoor, *, listen: str = "127.0.0.1:0", intake: Intake | None = None, **limits: Any
+    ) -> Door:
+        """Starts a door, on a port of the system's choice where `listen` says nothing else; closed with the house."""
         wanted = DoorLimits(**{"drain_seconds": 2.0} | limits)
         chosen = intake or self.intake(limits=IntakeLimits(mail_bytes=wanted.mail_bytes))
-        door = SmtpDoor(chosen, listen="127.0.0.1:0", hostname="mx.localhost", limits=wanted, log=self.log)
+        door = kind(chosen, listen=listen, hostname="mx.localhost", limits=wanted, log=self.log)
         await door.start()
         self.stack.push_async_callback(door.close)
         return door
@@ -155,14 +159,17 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 class Talk:
     """A client that says exactly what it is told, byte for byte."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, hello: str = "EHLO") -> None:
+        self.hello = hello
         self.reader = reader
         self.writer = writer
 
     @classmethod
-    async def with_door(cls, door: SmtpDoor) -> Talk:
-        host, _, port = door.address.rpartition(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
+    async def with_door(cls, door: Door) -> Talk:
+        address = parse_listen(door.address)
+        if isinstance(address, UnixAddress):
+            return cls(*await asyncio.open_unix_connection(address.path), hello=door.session.hello)
+        return cls(*await asyncio.open_connection(address.host, address.port), hello=door.session.hello)
 
     async def send(self, octets: bytes) -> None:
         self.writer.write(octets)
@@ -188,7 +195,7 @@ class Talk:
     async def begin_data(self) -> None:
         """Greets and goes as far as 354."""
         await self.reply()
-        for line in ("EHLO client.example.org", "MAIL FROM:<ann@example.org>", "RCPT TO:<posts@localhost>"):
+        for line in (f"{self.hello} client.example.org", "MAIL FROM:<ann@example.org>", "RCPT TO:<posts@localhost>"):
             assert (await self.say(line)).startswith("250")
         assert (await self.say("DATA")).startswith("354")
 
@@ -197,8 +204,8 @@ class Talk:
 
 
 @pytest.fixture
-def talk_with(house: House) -> Callable[[SmtpDoor], Any]:
-    async def connect(door: SmtpDoor) -> Talk:
+def talk_with(house: House) -> Callable[[Door], Any]:
+    async def connect(door: Door) -> Talk:
         talk = await Talk.with_door(door)
         house.stack.callback(talk.close)
         return talk

@@ -1,4 +1,4 @@
-"""Every dialogue of dialogues/*.txt, played against a real door.
+"""Every dialogue of dialogues/*.txt and dialogues/lmtp/*.txt, played against a real door.
 
 `C: line` is sent with CR LF; `C| octets` is sent as it stands, with Python's escapes; `S: pattern` must match the next reply
 (`*` for anything, lines of one reply joined by ` / `); `S: (closed)` expects the end; `K: n` is the number of mails kept so
@@ -13,15 +13,19 @@ from pathlib import Path
 import pytest
 from conftest import House, Talk
 
-DIALOGUES = sorted((Path(__file__).parent / "dialogues").glob("*.txt"))
+from gateway.inbound.lmtp_door import LmtpDoor
+from gateway.inbound.smtp_door import SmtpDoor
+
+DIALOGUES = sorted((Path(__file__).parent / "dialogues").rglob("*.txt"))
 
 
-@pytest.mark.parametrize("path", DIALOGUES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DIALOGUES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 async def test_the_door_keeps_to_the_dialogue(path: Path, house: House) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     limits = dict(line[3:].split() for line in lines if line.startswith("L: "))
+    kind = LmtpDoor if path.parent.name == "lmtp" else SmtpDoor
     door = await house.open_door(
-        **{name: float(value) if "." in value else int(value) for name, value in limits.items()}
+        kind, **{name: float(value) if "." in value else int(value) for name, value in limits.items()}
     )
     talk = await Talk.with_door(door)
     try:
@@ -49,4 +53,4 @@ async def play(line: str, talk: Talk, house: House, *, where: str) -> None:
 
 
 def test_there_are_dialogues() -> None:
-    assert len(DIALOGUES) > 10
+    assert len(DIALOGUES) > 15

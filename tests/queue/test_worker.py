@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavail
 from gateway.queue.broker import Depth, Done, Later
 from gateway.queue.ladder import Ladder
 from gateway.queue.sqlite import SqliteBroker
-from gateway.queue.ticket import EMAIL_SEND, Ticket, retry_queue
+from gateway.queue.ticket import DEAD_CRASHED, EMAIL_SEND, HOME_QUEUE, SUSPECT, Ticket, retry_queue
 from gateway.queue.worker import Handler, work
-from gateway.runtime import Stop
+from gateway.runtime import Stop, utc_now
 
 RETRY = retry_queue(EMAIL_SEND)
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -28,6 +31,7 @@ class Hands:
 
     def __init__(self) -> None:
         self.now = START
+        self.suspects: list[tuple[str, str, int]] = []
         self.failures: list[tuple[str, str, BaseException, str]] = []
 
     def clock(self) -> datetime:
@@ -35,6 +39,9 @@ class Hands:
 
     def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None:
         self.failures.append((queue, ticket_id, error, next_step))
+
+    def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
+        self.suspects.append((queue, ticket_id, deliveries))
 
 
 @pytest.fixture
@@ -348,3 +355,101 @@ async def test_every_queue_needs_a_handler(broker: SqliteBroker, hands: Hands) -
             ladder=Ladder.parse("1m"),
             observer=hands,
         )
+
+
+async def dies_with(folder: Path, *queues: str, times: int) -> None:
+    """Leases everything `times` times in processes that are killed before they say a word."""
+    script = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from gateway.queue.sqlite import SqliteBroker
+
+async def main():
+    async with SqliteBroker(Path(sys.argv[1])) as broker:
+        async with broker.consume(dict.fromkeys(sys.argv[2:], 1), concurrency=50) as consumer:
+            async for lease in consumer:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    for _ in range(times):
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(folder / "queue.db"), *queues)
+        async with asyncio.timeout(30):
+            assert await child.wait() == -signal.SIGKILL
+
+
+@pytest.fixture
+async def real_broker(tmp_path: Path) -> AsyncIterator[SqliteBroker]:
+    """One on the system's clock, as the doomed processes have it."""
+    async with SqliteBroker(tmp_path / "queue.db") as broker:
+        yield broker
+
+
+async def test_what_two_workers_died_with_is_a_suspect_before_anything_else(
+    real_broker: SqliteBroker, hands: Hands, tmp_path: Path
+) -> None:
+    worked: list[str] = []
+
+    async def handler(ticket: Ticket) -> Done:
+        worked.append(ticket.id)
+        return Done()
+
+    await publish(real_broker, "1", "2")
+    await dies_with(tmp_path, EMAIL_SEND, times=2)
+    await publish(real_broker, "3")
+    async with working(real_broker, hands, handler, clock=utc_now):
+        await until(lambda: worked == ["3"] and len(hands.suspects) == 2)
+    assert hands.suspects == [(EMAIL_SEND, "1", 2), (EMAIL_SEND, "2", 2)]
+    assert (await depth(real_broker, SUSPECT)).ready == 2
+
+
+async def test_a_suspect_is_worked_by_the_handler_of_its_home_and_as_if_it_were_there(
+    real_broker: SqliteBroker, hands: Hands
+) -> None:
+    worked: list[Ticket] = []
+
+    async def handler(ticket: Ticket) -> Done:
+        worked.append(ticket)
+        return Done()
+
+    home = Ticket(queue=RETRY, id="1", body=b"")
+    await real_broker.publish([replace(home, queue=SUSPECT, headers={HOME_QUEUE: RETRY})])
+    async with working(real_broker, hands, handler, queues={SUSPECT: 1}, concurrency=1, clock=utc_now):
+        await until(lambda: worked == [home])
+
+
+async def test_a_suspect_without_a_handler_is_dead_with_that_reason(real_broker: SqliteBroker, hands: Hands) -> None:
+    async def handler(ticket: Ticket) -> Done:
+        raise AssertionError
+
+    await real_broker.publish([Ticket(queue=SUSPECT, id="1", body=b"", headers={HOME_QUEUE: "unheard.of"})])
+    async with working(real_broker, hands, handler, queues={SUSPECT: 1}, concurrency=1, clock=utc_now):
+        await until(real_broker.dead)
+    (found,) = await real_broker.dead()
+    assert (found.queue, found.reason) == ("unheard.of", "PermanentFailure: no handler for unheard.of")
+
+
+async def test_a_suspect_that_kills_three_workers_more_is_recorded_and_dead(
+    real_broker: SqliteBroker, hands: Hands, tmp_path: Path
+) -> None:
+    buried: list[tuple[Ticket, str]] = []
+    downs = [StoreUnavailable("down"), StoreUnavailable("down")]
+
+    async def handler(ticket: Ticket) -> Done:
+        raise AssertionError("a killer is not tried a fourth time")
+
+    async def bury(ticket: Ticket, reason: str) -> None:
+        if downs:
+            raise downs.pop()
+        buried.append((ticket, reason))
+
+    home = Ticket(queue=EMAIL_SEND, id="1", body=b"")
+    await real_broker.publish([replace(home, queue=SUSPECT, headers={HOME_QUEUE: EMAIL_SEND})])
+    await dies_with(tmp_path, SUSPECT, times=3)
+    values: dict[str, Any] = {"queues": {SUSPECT: 1}, "concurrency": 1, "clock": utc_now, "buries": {EMAIL_SEND: bury}}
+    async with working(real_broker, hands, handler, **values):
+        await until(real_broker.dead)
+    (found,) = await real_broker.dead()
+    assert (found.box, found.queue) == (DEAD_CRASHED, EMAIL_SEND)
+    assert buried == [(home, found.reason)]
+    assert found.reason == "its worker died 3 times although it worked on nothing else"

@@ -122,9 +122,9 @@ async def test_a_subject_learnt_later_fills_an_empty_one(mails: Mails, clock) ->
 async def test_delivered_writes_delivery_post_attachments_and_both_events_together(mails, clock, database) -> None:
     arrived = envelope(clock)
     await receive(mails, arrived)
-    post_id = await mails.record_delivered(
-        arrived.mail_id, "posts@localhost", "posts@localhost", new_post(clock), "partial"
-    )
+    post_id = (
+        await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", new_post(clock), "partial")
+    ).post_id
     state = await mails.delivery_state(arrived.mail_id, "posts@localhost")
     assert (state.disposition, state.post_id, state.reason) == (Disposition.DELIVERED, post_id, "partial")
     post = await mails.post(post_id)
@@ -143,9 +143,9 @@ async def test_a_final_delivery_is_never_changed(mails: Mails, clock, database: 
     arrived = envelope(clock)
     await receive(mails, arrived)
     one = (arrived.mail_id, "posts@localhost", "posts@localhost")
-    post_id = await mails.record_delivered(*one, new_post(clock))
+    post_id = (await mails.record_delivered(*one, new_post(clock))).post_id
     before = await events(database)
-    assert await mails.record_delivered(*one, new_post(clock)) == post_id
+    assert (await mails.record_delivered(*one, new_post(clock))).post_id == post_id
     assert not await mails.record_held(*one, "late")
     assert not await mails.record_failed(*one, "late")
     assert not await mails.record_discarded(*one, "late")
@@ -200,7 +200,9 @@ async def test_hostile_text_is_kept_as_text(mails: Mails, clock) -> None:
     arrived = envelope(clock)
     await receive(mails, arrived)
     hostile = new_post(clock, title="a\x00b\ud800c", author="'; DROP TABLE posts;--\u202e")
-    post_id = await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", hostile, "\udfff\x00")
+    post_id = (
+        await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", hostile, "\udfff\x00")
+    ).post_id
     post = await mails.post(post_id)
     assert post["title"] == "ab?c"
     assert post["author"] == "'; DROP TABLE posts;--\u202e"
@@ -245,7 +247,9 @@ async def test_lists_are_oldest_first_and_filtered(mails: Mails, clock) -> None:
 async def test_ids_are_found_by_their_beginning(mails: Mails, clock) -> None:
     arrived = envelope(clock)
     await receive(mails, arrived)
-    post_id = await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", new_post(clock))
+    post_id = (
+        await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", new_post(clock))
+    ).post_id
     assert await mails.find(arrived.mail_id) == [("mail", arrived.mail_id)]
     assert await mails.find(arrived.mail_id.upper()) == [("mail", arrived.mail_id)]
     assert ("post", post_id) in await mails.find(post_id[:-1])
@@ -257,7 +261,9 @@ async def test_a_story_tells_every_step_in_order(mails: Mails, clock) -> None:
     arrived = envelope(clock)
     await receive(mails, arrived)
     await mails.record_deferred(arrived.mail_id, "posts@localhost", reason="r", attempts=1, next_attempt_at=clock())
-    post_id = await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", new_post(clock))
+    post_id = (
+        await mails.record_delivered(arrived.mail_id, "posts@localhost", "posts@localhost", new_post(clock))
+    ).post_id
     story = await mails.story(arrived.mail_id)
     assert [line["step"] for line in story["timeline"]] == ["received", "deferred", "delivered"]
     assert [line["step"] for line in (await mails.post_story(post_id))["timeline"]] == ["created"]

@@ -87,7 +87,9 @@ async def test_a_missing_template_is_refused_before_anything_is_queued(http: htt
 
 async def test_an_idempotency_key_that_contradicts_the_id_is_refused(http: httpx.AsyncClient) -> None:
     body = REQUEST | {"id": "0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b11"}
-    answer = await http.post("/v1/emails", json=body, headers={"Idempotency-Key": "0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b12"})
+    answer = await http.post(
+        "/v1/emails", json=body, headers={"Idempotency-Key": "0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b12"}
+    )
     assert answer.status_code == 422
 
 
@@ -112,7 +114,9 @@ async def test_a_queue_that_does_not_confirm_is_503_try_again(http: httpx.AsyncC
         ("Content-Encoding", "gzip", 415),
     ],
 )
-async def test_who_is_not_from_here_is_refused(http: httpx.AsyncClient, desk: Desk, header: str, value: str, status: int) -> None:
+async def test_who_is_not_from_here_is_refused(
+    http: httpx.AsyncClient, desk: Desk, header: str, value: str, status: int
+) -> None:
     answer = await http.post("/v1/emails", content=b"{}", headers={header: value})
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"

@@ -1,7 +1,8 @@
-"""Octets to text, whatever their label says: strict UTF-8, then the declared charset, then Windows-1252.
+"""Octets to text, whatever their label says: strict UTF-8, the declared charset, then detection.  Home of chardetng.
 
 Promise: always text, never an exception, never a NUL; what could not be read is counted, so that a defect can be noted.
-Limits: no statistical detection yet; a wrong but plausible label is believed unless the octets are valid UTF-8.
+Limits: a wrong but plausible label is believed unless the octets are valid UTF-8; detection looks at the first 64 KiB,
+and of a few octets it can only guess.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _LABEL_FIRST = ("iso2022", "utf-7", "utf-16", "utf-32", "hz")
 # Python calls these text encodings; in a mail they are nonsense or a bomb.
 _REFUSED = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"})
 _TOLERATED_SHARE = 0.1
+_DETECT_OCTETS = 64 * 1024
+_LAST_RESORT = "cp1252"
 
 
 def decode(octets: bytes, declared: str = "") -> tuple[str, int]:
@@ -75,5 +78,19 @@ def _decode(octets: bytes, codec: str) -> tuple[str, int]:
         unusual = sum(1 for character in text if character > "\x7f")
         if replaced <= max(1, unusual * _TOLERATED_SHARE) and unusual > replaced:
             return text, replaced
-    text = octets.decode("cp1252", "replace")
+    text = octets.decode(_detected(octets), "replace")
     return text, text.count(REPLACEMENT)
+
+
+def _detected(octets: bytes) -> str:
+    """Python's name of the charset the octets look like."""
+    import chardetng_py
+
+    try:
+        detector = chardetng_py.EncodingDetector()
+        detector.feed(octets[:_DETECT_OCTETS], last=True)
+        return codec_name(detector.guess(tld=None, allow_utf8=False)) or _LAST_RESORT
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - a Rust panic (PyO3) is a BaseException; the text is readable all the same
+        return _LAST_RESORT

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_OPENINGS = (b"=?", b'"', b"(", b"<", b",", b"[", b"\\")
 _HEADER_END = re.compile(rb"\r?\n\r?\n|\r\r")
 
 
@@ -20,7 +21,10 @@ class TooComplex(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Real mail stays far below all of these; bombs do not."""
+    """Real mail stays far below all of these; bombs do not.
+
+    `openings` counts what makes grammars look ahead in the first header: encoded words, quotes, comments, brackets, commas.
+    """
 
     mail_bytes: int = 40 * 1024 * 1024
     header_bytes: int = 100 * 1024
@@ -31,6 +35,12 @@ class Limits:
     depth: int = 30
     boundary_lines: int = 100_000
     text_characters: int = 2 * 1024 * 1024
+    all_text_octets: int = 16 * 1024 * 1024
+    html_tags: int = 1_000_000
+    html_depth: int = 5_000
+    html_tag_characters: int = 16 * 1024 * 1024  # attributes cost the square of their number
+    openings: int = 1_000_000
+    containers: bool = True  # whether TNEF may be taken apart
 
 
 DEFAULT_LIMITS = Limits()
@@ -43,6 +53,8 @@ def check(octets: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
     header = header_block(octets, 0, len(octets), limits)
     if octets.count(b"\n", 0, header) > limits.header_lines:
         raise TooComplex(f"more than {limits.header_lines} header lines")
+    if sum(octets.count(sign, 0, header) for sign in _OPENINGS) > limits.openings:
+        raise TooComplex(f"more than {limits.openings} openings in the header")
     if octets.count(b"\n--") > limits.boundary_lines:
         raise TooComplex(f"more than {limits.boundary_lines} lines like part boundaries")
 

@@ -24,12 +24,19 @@ _BETWEEN = re.compile(r"(\?=)[ \t]+(?==\?[^?\s]{1,60}\?[bBqQ]\?)")
 _QUOTED_PAIR = re.compile(r"_|=([0-9A-Fa-f]{2})")
 _PARAMETER = re.compile(r';\s*([^\s=;"]{1,80})\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 _CONTINUED = re.compile(r"^(.+?)(?:\*(\d{1,3}))?(\*)?$")
-_CONTENT_TYPE = re.compile(r"^\s*([A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,120})\s*(?:;|$)")
+_CONTENT_TYPE = re.compile(r"^\s*([A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,120})(?:[\s;,]|$)")
+# One plain mailbox, with or without a plain name: what most headers hold, and what needs no grammar.
+_ONE_MAILBOX = re.compile(
+    r"""\s*(?:(?:"([^"\\]{0,200})"|([^"\\()<>\[\]:;,@.]{0,200}?))\s*<([^\s"\\()<>\[\]:;,@]{1,64}@[A-Za-z0-9.-]{1,250})>"""
+    r"""|([^\s"\\()<>\[\]:;,@]{1,64}@[A-Za-z0-9.-]{1,250}))\s*"""
+)
+_EXTENDED = re.compile(r"^([A-Za-z0-9_-]{2,20})'[A-Za-z-]{0,8}'(?=.*%[0-9A-Fa-f]{2})", re.S)
 _MESSAGE_ID = re.compile(r"<([^<>\s]{1,990})>")
 _FOLD = re.compile(r"\r?\n[ \t]?|\r")
 # Controls, line and paragraph separators; and direction overrides, which make "exe.jpg" out of "gpj.exe".
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MAX_TEXT = 10_000
+Piece = tuple[int | None, bool, str]  # number, marked with a star, text
 _MAX_PEOPLE = 1_000
 
 
@@ -40,6 +47,8 @@ def clean(text: str) -> str:
 
 def decode_text(value: str) -> tuple[str, int]:
     """An unstructured value (Subject, display name) as text, and how many characters were replaced."""
+    if "=?" not in value and value.isascii():
+        return clean(_unfold(value)), 0
     value = _BETWEEN.sub(r"\1", _unfold(value))
     pieces: list[str] = []
     replaced = 0
@@ -70,7 +79,7 @@ def content_type(value: str) -> str:
 
 def parameters(value: str, *, at_most: int) -> dict[str, str]:
     """The parameters by lower-case name, RFC 2231 pieces joined and decoded; raises ValueError beyond `at_most`."""
-    pieces: dict[str, list[tuple[int, bool, str]]] = {}
+    pieces: dict[str, list[Piece]] = {}
     unfolded = _unfold(value)
     if unfolded.count(";") > at_most:
         raise ValueError(f"more than {at_most} parameters in one header")
@@ -78,14 +87,19 @@ def parameters(value: str, *, at_most: int) -> dict[str, str]:
         name = _CONTINUED.match(found[1].lower())
         if name:
             text = found[2].strip()
-            if len(text) > 1 and text[0] == text[-1] == '"':
-                text = re.sub(r"\\(.)", r"\1", text[1:-1])
-            pieces.setdefault(name[1], []).append((int(name[2] or 0), bool(name[3]), text))
-    return {name: _join(sorted(parts, key=lambda part: part[0])) for name, parts in pieces.items()}
+            whole = len(text) > 1 and text[0] == text[-1] == '"'  # else somebody forgot the other one
+            text = re.sub(r"\\(.)", r"\1", text[1:-1]) if whole else text.strip('"')
+            number = None if name[2] is None else int(name[2])
+            pieces.setdefault(name[1], []).append((number, bool(name[3]), text))
+    return {name: _join(_chosen(found)) for name, found in pieces.items()}
 
 
 def people(value: str) -> tuple[Person, ...]:
     """The addresses of an address header, in order; what is no address is left out."""
+    one = _ONE_MAILBOX.fullmatch(value)
+    if one:
+        quoted, plain, address, bare = one.groups("")
+        return (Person(name=decode_text(quoted or plain)[0], address=clean(address or bare)),)
     try:
         pairs = getaddresses([_unfold(value).encode("ascii", "surrogateescape").decode("utf-8", "replace")])
     except (ValueError, IndexError, RecursionError, TypeError):
@@ -110,7 +124,12 @@ def message_ids(value: str, *, at_most: int = 100) -> tuple[str, ...]:
 
 def filename(content_type_parameters: Mapping[str, str], disposition_parameters: Mapping[str, str]) -> str:
     """The name of an attachment without folders, controls or direction tricks; '' when it has none."""
-    name = disposition_parameters.get("filename") or content_type_parameters.get("name") or ""
+    given = disposition_parameters.get("filename") or content_type_parameters.get("name") or ""
+    return bare_name(given)
+
+
+def bare_name(name: str) -> str:
+    """A file name from anywhere, made harmless: no folders, controls or direction tricks, at most 200 characters."""
     name = clean(name).replace("\\", "/").rpartition("/")[2].strip(" .")
     stem, dot, suffix = name.rpartition(".")
     if len(name) > 200 and dot and len(suffix) <= 20:
@@ -142,10 +161,28 @@ def _word_octets(encoding: str, text: str) -> bytes:
         return b""
 
 
-def _join(parts: list[tuple[int, bool, str]]) -> str:
+def _chosen(pieces: list[Piece]) -> list[Piece]:
+    """The pieces that make the value: an extended whole before numbered pieces, before a plain one (RFC 2231, 4.1)."""
+    for piece in pieces:
+        if piece[0] is None and piece[1]:
+            return [piece]
+    numbered: dict[int, Piece] = {}
+    for piece in pieces:
+        if piece[0] is not None:
+            numbered.setdefault(piece[0], piece)
+    return [numbered[number] for number in sorted(numbered)] if numbered else pieces[:1]
+
+
+def _join(parts: list[Piece]) -> str:
     """Joins the pieces of one parameter; only marked pieces carry a charset and percent signs (RFC 2231, section 4)."""
     if not any(marked for _, marked, _ in parts):
-        return decode_text("".join(text for _, _, text in parts))[0]
+        whole = "".join(text for _, _, text in parts)
+        if not (extended := _EXTENDED.match(whole)):
+            return decode_text(whole)[0]
+        # Marked, but the star was forgotten.
+        return clean(
+            decode(unquote_to_bytes(whole[extended.end() :].encode("utf-8", "surrogateescape")), extended[1])[0]
+        )
     charset = ""
     octets = b""
     for number, (_, marked, text) in enumerate(parts):

@@ -7,6 +7,8 @@ Runs in the cage only: both libraries are native code on hostile input.
 
 from __future__ import annotations
 
+import re
+
 _TEXT_TAGS = {"a", "abbr", "b", "br", "cite", "code", "del", "em", "i", "img", "ins", "kbd", "mark", "q", "s", "samp"}
 _MORE_TEXT_TAGS = {"small", "span", "strong", "sub", "sup", "u"}
 _BLOCK_TAGS = {"blockquote", "dd", "div", "dl", "dt", "figcaption", "figure", "hr", "li", "ol", "p", "pre", "ul"}
@@ -21,6 +23,10 @@ _ATTRIBUTES = {
     "ol": {"start"},
     "*": {"dir", "lang"},
 }
+_NESTING = re.compile(
+    r"<(/?)(a|b|big|blockquote|center|code|div|em|font|i|nobr|ol|s|small|span|strike|strong|table|tt|u|ul)(?=[\s/>])",
+    re.I,
+)
 _SCHEMES = {"http", "https", "mailto", "tel", "cid"}
 
 
@@ -44,6 +50,18 @@ def to_text(sanitised: str) -> str:
     import turbohtml
 
     return turbohtml.parse(sanitised).to_text().replace("\0", "").replace("\xa0", " ").strip()
+
+
+def deepest(html: str) -> int:
+    """How deep the most often nested element is, by its tags; elements open at once cost the square of their number."""
+    depths: dict[str, int] = {}
+    most = 0
+    for closes, name in _NESTING.findall(html):
+        name = name.lower()
+        depth = depths.get(name, 0)
+        depths[name] = max(0, depth - 1) if closes else depth + 1
+        most = max(most, depths[name])
+    return most
 
 
 def _keep(tag: str, attribute: str, value: str) -> str | None:

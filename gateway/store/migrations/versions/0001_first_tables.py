@@ -208,6 +208,8 @@ def upgrade() -> None:
         sa.Column("sequence", sa.Integer(), server_default="0", nullable=False),
         sa.Column("text", Text(), server_default="", nullable=False),
         sa.Column("html", Text(), nullable=True),
+        sa.Column("app", Text(), server_default="", nullable=False),
+        sa.Column("content_hash", Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(["mail_id"], ["mails.id"], name=op.f("fk_posts_mail_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_posts")),
     )

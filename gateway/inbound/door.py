@@ -1,0 +1,131 @@
+"""A door: listens, counts who comes in, and closes politely.  What is spoken inside is the session's (`door_session`).
+
+`serve` is the service, `start` and `close` its halves.  `close` answers 421 to who is idle, lets data under way be answered
+and cuts the rest.  The SMTP and the LMTP door are this with another session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from gateway.inbound.intake import Intake
+from gateway.inbound.listen import TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
+from gateway.maillog import MailLog
+from gateway.reply import Reply
+from gateway.runtime import Stop
+
+if TYPE_CHECKING:
+    from gateway.inbound.door_session import DoorSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorLimits:
+    """What one client may ask of the door (Postfix's values, but for the size)."""
+
+    mail_bytes: int = 35 * 1024 * 1024
+    recipients: int = 1_000
+    hard_errors: int = 20
+    connections: int = 1_000
+    connections_per_client: int = 50
+    idle_seconds: float = 300.0
+    data_bytes_per_second: float = 500.0
+    drain_seconds: float = 15.0
+
+
+class Door:
+    """Listens at `listen` (`host:port` or `unix:PATH`).
+
+    `address` is where it listens: after `start` with the port the system chose where 0 was asked for.
+    """
+
+    name: ClassVar[str]
+    session: ClassVar[type[DoorSession]]
+
+    def __init__(
+        self, intake: Intake, *, listen: str, hostname: str, limits: DoorLimits | None = None, log: MailLog
+    ) -> None:
+        self.intake = intake
+        self.hostname = hostname
+        self.limits = limits or DoorLimits()
+        self.log = log
+        self.is_closing = False
+        self.address = listen
+        self._server: asyncio.Server | None = None
+        self._socket_file: tuple[Path, int] | None = None
+        self._sessions: set[DoorSession] = set()
+        self._clients: collections.Counter[str] = collections.Counter()
+
+    async def serve(self, stop: Stop) -> None:
+        """Takes mail until the wish to stop, then drains."""
+        if self._server is None:
+            await self.start()
+        await stop.wait()
+        await self.close()
+
+    async def start(self) -> None:
+        """Listens; raises OSError when the address cannot be had."""
+        address = parse_listen(self.address)
+        if isinstance(address, UnixAddress):
+            await self._listen_unix(address)
+        else:
+            await self._listen_tcp(address)
+        self.log.service(f"{self.name}-door", "listening", at=self.address)
+
+    async def _listen_tcp(self, address: TcpAddress) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._enter, address.host, address.port, backlog=512)
+        port = self._server.sockets[0].getsockname()[1]
+        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+
+    async def _listen_unix(self, address: UnixAddress) -> None:
+        listener = open_unix(address)
+        self._socket_file = (address.path, address.path.lstat().st_ino)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._enter, sock=listener, backlog=512)
+
+    def _enter(self) -> DoorSession:
+        return self.session(self, asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Stops listening, says 421 to idle sessions, waits for data under way, then cuts what is left. Idempotent."""
+        self.is_closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._socket_file is not None:
+            remove_unix(*self._socket_file)
+            self._socket_file = None
+        for session in tuple(self._sessions):
+            session.retire()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.drain_seconds):
+                while self._sessions:
+                    await next(iter(self._sessions)).gone.wait()
+        for session in tuple(self._sessions):
+            session.abort()
+
+    def admit(self, session: DoorSession) -> Reply | None:
+        """Counts a session in; returns the reply that turns it away when there are too many.
+
+        Who comes by a UNIX socket is a program of this machine that speaks for many: only the total counts for it.
+        """
+        self._sessions.add(session)
+        group = session.client_group
+        self._clients[group] += 1
+        if self.is_closing:
+            return Reply(code=421, enhanced_status="4.3.2", text=f"{self.hostname} is closing, try again later")
+        if group and self._clients[group] > self.limits.connections_per_client:
+            return Reply(code=421, enhanced_status="4.7.0", text="too many connections from your address")
+        if len(self._sessions) > self.limits.connections:
+            return Reply(code=421, enhanced_status="4.3.2", text="too many connections, try again later")
+        return None
+
+    def dismiss(self, session: DoorSession) -> None:
+        """Counts a session out."""
+        self._sessions.discard(session)
+        self._clients[session.client_group] -= 1
+        if self._clients[session.client_group] <= 0:
+            del self._clients[session.client_group]
