@@ -20,7 +20,7 @@ $(STAMP): $(UV) pyproject.toml uv.lock
 	@touch $@
 
 run: setup ## start the gateway (the first time it shows itself at work); Ctrl-C ends it
-	@.venv/bin/gateway run --demo
+	@exec .venv/bin/gateway run --demo
 
 demo: setup ## show the running gateway at work again
 	@.venv/bin/gateway demo
@@ -40,5 +40,5 @@ lint: setup ## ruff, mypy --strict, the layers
 bench: setup ## measure, side by side; prints ratios and percentiles
 	.venv/bin/python -m bench
 
-clean: ## remove what setup and run made
-	rm -rf .venv .tools var
+clean: ## remove what setup made; mail and settings stay
+	rm -rf .venv .tools

@@ -7,7 +7,9 @@ the store is; stop closes the doors first, then stops leasing, then lets work un
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import ipaddress
 import os
 import socket
 import sys
@@ -16,10 +18,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote
 
 from gateway.client import Client, open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
-from gateway.maillog import MailLog
+from gateway.maillog import MailLog, told
 from gateway.runtime import Service, Stop, die_with, serve, stop_on_signals, utc_now
 from gateway.settings import Settings
 
@@ -76,6 +79,7 @@ async def _serve(settings: Settings, names: Sequence[str], extra: Service | None
     log = MailLog()
     check_values(settings)
     stop = Stop()
+    await refuse_to_strand(settings)
     with stop_on_signals(stop):
         async with AsyncExitStack() as stack:
             services = await _build(settings, names, log, stack)
@@ -318,8 +322,11 @@ async def _build_events(parts: _Parts, stack: AsyncExitStack) -> Service:
 
     broker, store = await parts.queue(stack), await parts.store(stack)
 
+    def on_fault(fault: Exception) -> None:
+        parts.log.service("events", "failed", error=told(fault))
+
     async def service(stop: Stop) -> None:
-        await relay_events(store.database, broker, stop=stop)
+        await relay_events(store.database, broker, stop=stop, on_fault=on_fault)
 
     return service
 
@@ -336,6 +343,7 @@ async def _build_sweep(parts: _Parts, stack: AsyncExitStack) -> Service:
 
 
 async def _build_web(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.store.migrations import current_version
     from gateway.web.api import create_api, serve_api
 
     settings = parts.settings
@@ -346,8 +354,11 @@ async def _build_web(parts: _Parts, stack: AsyncExitStack) -> Service:
     templates = parts.templates()
 
     async def readiness() -> list[str]:
-        await broker.depths()
-        return []
+        looks = {"queue": broker.depths(), "store": current_version(store.database)}
+        found = await asyncio.gather(*looks.values(), return_exceptions=True)
+        return [
+            f"{name}: {fault}" for name, fault in zip(looks, found, strict=True) if isinstance(fault, BaseException)
+        ]
 
     api = create_api(
         submit=client,
@@ -398,10 +409,21 @@ def check_values(settings: Settings) -> None:
             problems += error.problems
         except ValueError as error:
             problems.append(Problem(key, str(error)))
+    if not _is_loopback(settings.web_listen):
+        text = "listening beyond loopback needs a user, which this version does not have yet"
+        problems.append(Problem("web_listen", f"{settings.web_listen}: {text}"))
     if settings.templates_dir is not None and not settings.templates_dir.is_dir():
         problems.append(Problem("templates_dir", f"{settings.templates_dir} is not a folder"))
     if problems:
         raise SettingsError(problems)
+
+
+def _is_loopback(listen: str) -> bool:
+    host = listen.rpartition(":")[0].strip("[]").lower()
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _mailbox(text: str) -> str:
@@ -483,6 +505,24 @@ def _intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
     )
 
 
+async def refuse_to_strand(settings: Settings) -> None:
+    """Raises SettingsError where data_dir holds a queue or a ledger that these settings would leave behind unfinished."""
+    problems = []
+    old_queue, old_store = settings.data_dir / "queue.db", settings.data_dir / "store.db"
+    if old_queue.exists() and sqlite_path(settings.queue_url) != old_queue:
+        async with open_broker(f"sqlite:///{quote(str(old_queue))}") as broker:
+            left = sum(depth.ready + depth.leased + depth.delayed + depth.dead for depth in await broker.depths())
+        if left:
+            problems.append(
+                Problem("queue_url", f"{old_queue} still holds {left} tickets; set it back and let them finish")
+            )
+    if old_store.exists() and sqlite_path(settings.database_url, "database_url") != old_store:
+        text = f"{old_store} holds a ledger; set it back, or move the file to where database_url points"
+        problems.append(Problem("database_url", text))
+    if problems:
+        raise SettingsError(problems)
+
+
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -492,7 +532,7 @@ def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
 def _blobs_folder(settings: Settings) -> Path:
     if not settings.blobs_url.startswith("file:///"):
         raise ValueError(f"{settings.blobs_url.split('://')[0]!r} is not file:///PATH, the store this version has")
-    return Path(settings.blobs_url.removeprefix("file://"))
+    return Path(unquote(settings.blobs_url.removeprefix("file://")))
 
 
 def open_blobs(settings: Settings) -> FileBlobStore:
@@ -536,10 +576,9 @@ def open_templates(settings: Settings) -> TemplateSet:
 
 def open_cage(settings: Settings) -> Cage:
     from gateway.cage import Cage
+    from gateway.outbound.render import PRELOAD
 
-    return Cage(
-        children=settings.limits.cage_children, preload=("gateway.outbound.render", "gateway.mail.parse.fallback")
-    )
+    return Cage(children=settings.limits.cage_children, preload=(*PRELOAD, "gateway.mail.parse.fallback"))
 
 
 def _pool(settings: Settings, log: MailLog) -> RelayPool:

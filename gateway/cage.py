@@ -4,7 +4,7 @@ A job is a plain function `job(request: dict, octets: bytes) -> (dict, bytes)` n
 idempotent.  Each child (`python -m gateway.cage`) has a memory limit of its own size after imports + `memory_bytes`, each
 job a CPU limit (ITIMER_PROF with SIGPROF's default action, which stops even C code that holds the GIL) and a wall deadline
 kept here.  One warm spare stands by, so that a kill costs the next job a millisecond.
-Promises: a raise is `JobFailed`; a kill is `OverBudget` (`cpu`, `wall`, `memory`, `died`) and touches no other job; a
+Promises: a raise is `JobFailed`; a kill is `OverBudget` (`cpu`, `wall`, `memory`, `crashed`, `died`) and touches no other job; a
 cancelled `run` leaves no half-used child; when this process dies, however it dies, its children die with it.
 Limits: Linux; not a security sandbox (a child may open files and sockets); JSON and bytes only, never pickle.
 """
@@ -41,6 +41,7 @@ _MAX_TEXT_CHARACTERS = 500
 _OUT_OF_MEMORY_EXIT = 77
 _START_SECONDS = 30.0
 _RESTART_PAUSE_SECONDS = 1.0
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
 
 
 class Cage:
@@ -261,6 +262,8 @@ def _death(exit_code: int, *, cpu_seconds: float) -> OverBudget:
         return OverBudget("cpu", f"more than {cpu_seconds:g} s")
     if exit_code == _OUT_OF_MEMORY_EXIT:
         return OverBudget("memory", "")
+    if -exit_code in _CRASHES:  # nobody sends these from outside: the job brought the child to it
+        return OverBudget("crashed", signal.Signals(-exit_code).name)
     return OverBudget("died", f"exit code {exit_code}")
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     except InvalidRequest as error:
         code = _fail(EXIT_USAGE, error.problems)
     except typer.TyperException as error:
-        code = _fail(EXIT_USAGE, [Problem("", f"{error.format_message()} (see gateway --help)")])
+        code = _misused(error.format_message())
     except TransientFailure as error:
         code = _fail(EXIT_LATER, [Problem("", f"{error}; try again later")])
     except GatewayError as error:
@@ -55,6 +55,11 @@ def main() -> None:
         code = _fail(EXIT_LATER, [Problem("", str(error))])
     except (KeyboardInterrupt, typer.Abort):
         code = 128 + signal.SIGINT
+    # Broad: a fault of ours is told in one line, too, with the place it came from.
+    except Exception as error:  # noqa: BLE001
+        from gateway.maillog import told
+
+        code = _fail(EXIT_NO, [Problem("", f"a fault of the gateway itself: {told(error)}")])
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -62,6 +67,13 @@ def _fail(code: int, problems: Sequence[Problem]) -> int:
     for item in problems:
         print(f"gateway: {' '.join(str(item).split())}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _misused(message: str) -> int:
+    if message.startswith("Usage:"):  # a group of commands named without one of them: its help is the answer
+        _note(message)
+        return EXIT_USAGE
+    return _fail(EXIT_USAGE, [Problem("", f"{message} (see gateway --help)")])
 
 
 def _no(text: str) -> typer.Exit:
@@ -119,7 +131,10 @@ def _introduction(settings: Settings, *, at_work: bool) -> Any:
 
     async def service(stop: Any) -> None:
         if at_work:
-            await demo.demonstrate(settings)
+            try:
+                await demo.demonstrate(settings)
+            except (GatewayError, OSError) as error:
+                _note(f"gateway: the demo did not come to its end: {error}")  # the gateway itself goes on
         demo.introduce(settings)
         await stop.wait()
 

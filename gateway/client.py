@@ -15,25 +15,33 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
+from uuid import UUID
 
-from gateway.contract.email_send import Attachment, SendEmail, parse_send_email
+from gateway.contract.canonical_json import MAX_DEPTH
+from gateway.contract.email_send import MAX_REQUEST_BYTES, Attachment, SendEmail, parse_send_email
 from gateway.contract.post_create import CreatePost, parse_create_post
 from gateway.errors import InvalidRequest, Problem, SettingsError
 from gateway.mail.ids import new_id
 from gateway.queue.broker import Broker, Done
 from gateway.queue.ticket import POST_CREATE, STREAM_QUEUES, Ticket
+from gateway.runtime import aside
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 T = TypeVar("T")
 ParamsCheck = Callable[[str, dict[str, Any]], Sequence[Problem]]
+_ENDLESS = Problem("params", "cannot be written as JSON")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +100,8 @@ class Client:
         **fields: Any,
     ) -> str:
         """Queues one email, given as a SendEmail or as a template's name and fields; returns its id."""
-        request = self._request(email, to, attachments, fields)
-        await self._open_broker.publish([self._ticket(request)])
+        request = await self._request(email, to, attachments, fields)
+        await self._open_broker.publish([await self._ticket(request)])
         return request.id
 
     async def ask(
@@ -107,8 +115,8 @@ class Client:
         **fields: Any,
     ) -> Answer:
         """Queues one email and waits for acceptance's answer; TimeoutError means queued, not yet answered."""
-        request = self._request(email, to, attachments, fields)
-        body = await self._open_broker.ask(self._ticket(request), timeout_seconds=timeout_seconds)
+        request = await self._request(email, to, attachments, fields)
+        body = await self._open_broker.ask(await self._ticket(request), timeout_seconds=timeout_seconds)
         return _answer(body)
 
     async def create_post(
@@ -146,23 +154,30 @@ class Client:
             raise RuntimeError("the client is not open: use `async with gateway.connect(url) as client`")
         return self._broker
 
-    def _request(
+    async def _request(
         self,
         email: SendEmail | str,
         to: str | Iterable[str],
         attachments: Iterable[Attachment | Path],
         fields: dict[str, Any],
     ) -> SendEmail:
-        request = email if isinstance(email, SendEmail) else build_request(email, to, attachments, fields)
+        request = email if isinstance(email, SendEmail) else await _build_aside(email, to, attachments, fields)
+        if isinstance(email, SendEmail) and (to or attachments or fields):
+            given = [name for name, value in (("to", to), ("attachments", attachments)) if value] + list(fields)
+            raise InvalidRequest([Problem(name, "not together with a SendEmail, which has its own") for name in given])
         if self._check is not None and request.template is not None:
             problems = self._check(request.template, request.params)
             if problems:
                 raise InvalidRequest(problems)
         return request
 
-    def _ticket(self, request: SendEmail) -> Ticket:
+    async def _ticket(self, request: SendEmail) -> Ticket:
         queue = STREAM_QUEUES[request.stream or "normal"]
-        return Ticket(queue=queue, id=request.id, body=request.to_json(), app=self._app)
+        size = sum(len(item.data or "") for item in request.attachments) + len(request.text or request.html or "")
+        body = await aside(size, request.to_json)
+        if len(body) > MAX_REQUEST_BYTES:
+            raise InvalidRequest([Problem("(request)", f"has {len(body)} bytes, at most {MAX_REQUEST_BYTES}")])
+        return Ticket(queue=queue, id=request.id, body=body, app=self._app)
 
     def _post_ticket(self, request: CreatePost) -> Ticket:
         return Ticket(queue=POST_CREATE, id=request.id, body=request.to_json(), app=self._app)
@@ -180,17 +195,37 @@ def build_post(attachments: Iterable[Attachment | Path], fields: dict[str, Any])
     return parse_create_post(data)
 
 
+async def _build_aside(
+    template: str, to: str | Iterable[str], attachments: Iterable[Attachment | Path], fields: dict[str, Any]
+) -> SendEmail:
+    """`build_request`, in a thread when there are files to read or much to check."""
+    files = list(attachments)
+    if files:
+        return await asyncio.to_thread(build_request, template, to, files, fields)
+    body = _request_json(template, to, files, fields)
+    return await aside(len(body), lambda: parse_send_email(body))
+
+
 def build_request(
     template: str, to: str | Iterable[str], attachments: Iterable[Attachment | Path], fields: dict[str, Any]
 ) -> SendEmail:
     """Makes a SendEmail of a template's name and loose fields; raises InvalidRequest naming every problem."""
+    return parse_send_email(_request_json(template, to, attachments, fields))
+
+
+def _request_json(
+    template: str, to: str | Iterable[str], attachments: Iterable[Attachment | Path], fields: dict[str, Any]
+) -> str:
     data = {"from" if key == "from_" else "list" if key == "list_" else key: value for key, value in fields.items()}
     files = [attachment_from_file(item) if isinstance(item, Path) else item for item in attachments]
     data |= {"template": template, "to": [to] if isinstance(to, str) else list(to)}
     if files:
         data["attachments"] = [item.model_dump(exclude_none=True) for item in files]
     data.setdefault("id", new_id())
-    return parse_send_email(json.dumps(data, default=_to_json))
+    try:
+        return json.dumps(data, default=_to_json)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest(list(islice(_not_json(data, "", MAX_DEPTH), 100)) or [_ENDLESS]) from None
 
 
 def attachment_from_file(path: Path) -> Attachment:
@@ -205,11 +240,31 @@ def attachment_from_file(path: Path) -> Attachment:
 
 
 def _to_json(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
+    """What JSON has no type for, but everybody writes the same way; anything else is a mistake."""
+    if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, SendEmail | Attachment):
-        return value.model_dump(by_alias=True, exclude_none=True)
-    return str(value)
+    if isinstance(value, UUID | Decimal):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError
+
+
+def _not_json(value: Any, path: str, depth: int) -> Iterator[Problem]:
+    """Where the values stand that cannot be written as JSON."""
+    if depth < 0:
+        yield Problem(path, "is nested too deep, or holds itself")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, str):
+                yield from _not_json(item, f"{path}.{key}".lstrip("."), depth - 1)
+            else:
+                yield Problem(path, f"has the key {key!r}, which is not text")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _not_json(item, f"{path}[{index}]", depth - 1)
+    elif not isinstance(value, str | int | float | date | time | UUID | Decimal | Enum | None):
+        yield Problem(path, f"is not a JSON value ({type(value).__name__})")
 
 
 class BlockingClient:

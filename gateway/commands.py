@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def is_new(settings: Settings) -> bool:
-    """Whether this data_dir has never been run in."""
-    return not (settings.data_dir / "queue.db").exists()
+    """Whether this queue has never been used."""
+    return not sqlite_path(settings.queue_url).exists()
 
 
 async def send(
@@ -209,13 +209,12 @@ async def doctor(settings: Settings) -> list[Finding]:
 
     app.check_values(settings)
     findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
-    findings += look.check_relays([str(app.relay_spec(item)) for item in settings.relays])
+    findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
     findings += look.check_templates(await check_templates(settings))
     if sqlite_path(settings.queue_url).exists():
         async with open_queue(settings) as broker:
             findings += look.check_queues(await broker.depths())
-        async with open_store(settings):
-            findings.append(look.Finding(level="ok", what="store", finding="opens, schema up to date"))
+    findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
     return findings
 
 

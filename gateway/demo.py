@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
+import socket
 import struct
 import sys
 import zlib
@@ -22,7 +23,7 @@ from typing import Any
 from gateway import app, tables
 from gateway.client import Client
 from gateway.contract.email_send import Attachment
-from gateway.errors import Problem, SettingsError
+from gateway.errors import Problem, SettingsError, TransientFailure
 from gateway.settings import Settings
 
 WAIT_SECONDS = 30
@@ -75,6 +76,15 @@ def _mail(door: tuple[str, int], rcpt_to: str, octets: bytes) -> str:
         if code == 250:
             code, text = session.data(octets)
         return f"{code} {text.decode('ascii', 'replace')}"
+
+
+def _knock(door: tuple[str, int]) -> None:
+    """Makes sure that somebody is at home before anything is queued."""
+    try:
+        socket.create_connection(door, timeout=WAIT_SECONDS).close()
+    except OSError as error:
+        text = f"nobody listens at the SMTP door {door[0]}:{door[1]} ({error.strerror}); is `gateway run` running?"
+        raise TransientFailure(text) from None
 
 
 def _kept(word: str) -> str:
@@ -170,12 +180,16 @@ async def demonstrate(settings: Settings) -> None:
     """Shows the gateway that these settings describe at work, and prints what became of each thing."""
     if not settings.mailboxes:
         raise SettingsError([Problem("mailboxes", "the demo mails a post: name a mailbox first")])
+    if not all(relay.url.startswith("capture:") for relay in settings.relays):
+        raise SettingsError([Problem("relay_urls", "the demo sends an invoice: it runs only where email is captured")])
     host, _, port = settings.smtp_listen.rpartition(":")
+    door = (host.strip("[]"), int(port))
+    await asyncio.to_thread(_knock, door)
     say("The gateway at work: an invoice out; a post with photos, a stray and a hopeless mail in.\n")
     async with app.open_queue(settings) as broker, app.open_store(settings) as store, Client(broker=broker) as client:
         lines = await show_at_work(
             client,
-            door=(host.strip("[]"), int(port)),
+            door=door,
             posts_address=settings.mailboxes[0].address,
             emails=lambda item: store.ledger.list_emails(id=item),
             mails=lambda item: store.mails.list_mails(id=item),

@@ -111,7 +111,7 @@ class JobFailed(GatewayError):
 
 
 class OverBudget(JobFailed):
-    """The cage ended a job at its limit; `kind` is `cpu`, `wall`, `memory` or `died`."""
+    """The cage ended a job at its limit; `kind` is `cpu`, `wall`, `memory`, `crashed` (by itself) or `died`."""
 
 
 class SettingsError(GatewayError):

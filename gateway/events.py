@@ -29,7 +29,7 @@ OnFault = Callable[[Exception], None]
 
 
 async def relay_events(
-    database: Database, broker: Broker, *, stop: Stop, clock: Clock = utc_now, on_fault: OnFault | None = None
+    database: Database, broker: Broker, *, stop: Stop, on_fault: OnFault, clock: Clock = utc_now
 ) -> None:
     """Publishes the outbox until stop; faults are told to `on_fault` and waited out."""
     pause_seconds = FIRST_PAUSE_SECONDS
@@ -45,8 +45,7 @@ async def relay_events(
                         tidy_at = clock() + timedelta(seconds=TIDY_SECONDS)
                     await _ring_or_stop(bell, stop)
         except (QueueUnavailable, StoreUnavailable) as fault:
-            if on_fault is not None:
-                on_fault(fault)
+            on_fault(fault)
             await stop.wait(pause_seconds)
             pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 

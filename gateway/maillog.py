@@ -2,6 +2,8 @@
 
 Each method writes one structured line to stderr (key=value, or JSON with GATEWAY_LOG_FORMAT=json) and raises one counter.
 Values of peers are escaped; secrets, params and bodies never come here.  Home of structlog.
+Promise: a line that cannot be written (disk full, nobody reads any more) is counted as `log-lost` and troubles nobody: what
+was done is done, whether it could be told or not.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ class MailLog:
     def _say(self, event: str, level: str = "info", **facts: Any) -> None:
         self.counters[event] += 1
         plain = {key: str(value) if isinstance(value, str) else value for key, value in facts.items()}
-        getattr(self._log, level)(event, **{key: value for key, value in plain.items() if value not in (None, "")})
+        try:
+            getattr(self._log, level)(event, **{key: value for key, value in plain.items() if value not in (None, "")})
+        except (OSError, ValueError):  # ValueError: stderr is closed
+            self.counters["log-lost"] += 1
 
     # inbound
 

@@ -16,14 +16,22 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from typing import TypeVar
 
 Clock = Callable[[], datetime]
 Service = Callable[["Stop"], Awaitable[None]]
+T = TypeVar("T")
+LARGE_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+async def aside(size: int, work: Callable[[], T]) -> T:
+    """Does the work at once, or in a thread when `size` bytes of input would keep everybody else waiting."""
+    return work() if size <= LARGE_BYTES else await asyncio.to_thread(work)
 
 
 class Stop:

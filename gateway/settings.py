@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -25,9 +26,10 @@ from gateway.errors import Problem, SettingsError
 ENV_PREFIX = "GATEWAY_"
 _NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_SECRETS_DIR", "GATEWAY_FAILPOINT", "GATEWAY_LOG_FORMAT"})
 _KUBERNETES = re.compile(r"^GATEWAY_(.*_)?(SERVICE_.*|PORT|PORT_.*)$")
+_RELAY_SPELLINGS = {"relay_urls": "relays", "relays": "relay_urls"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
-_URL_PASSWORD = re.compile(r"(://[^/@\s:]*):[^@\s]*@")
+_URL_PASSWORD = re.compile(r"(://[^/@:]*):.*@", re.DOTALL)
 
 
 def _seconds(value: Any) -> Any:
@@ -104,7 +106,9 @@ class Settings(_Table):
     queue_url: str = Field("sqlite:///{data_dir}/queue.db", description="the queue")
     database_url: str = Field("sqlite:///{data_dir}/store.db", description="the store")
     blobs_url: str = Field("file://{data_dir}/blobs", description="attachments and large mails")
-    relay_urls: tuple[str, ...] = Field(("capture:",), description="where email goes; capture: = files, never sent")
+    relay_urls: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("capture:",), description="where email goes; capture: = files, never sent"
+    )
     relays: tuple[RelayTable, ...] = Field((), description="relays with weight, streams, sender_domains")
     smtp_listen: Listen = Field("127.0.0.1:2525", description="the SMTP door")
     lmtp_listen: str = Field(
@@ -129,8 +133,9 @@ class Settings(_Table):
         hostname = self.hostname or _own_name()
         changes: dict[str, Any] = {"data_dir": data_dir, "hostname": hostname}
         changes["mail_from"] = self.mail_from or f"gateway@{hostname}"
-        for key in ("queue_url", "database_url", "blobs_url", "lmtp_listen"):
-            changes[key] = getattr(self, key).replace("{data_dir}", str(data_dir))
+        for key in ("queue_url", "database_url", "blobs_url"):
+            changes[key] = getattr(self, key).replace("{data_dir}", quote(str(data_dir)))
+        changes["lmtp_listen"] = self.lmtp_listen.replace("{data_dir}", str(data_dir))
         changes["lmtp_listen"] = _socket_in(Path.cwd(), changes["lmtp_listen"])
         if not self.relays:
             changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
@@ -142,8 +147,7 @@ class Settings(_Table):
 
     def masked(self) -> dict[str, Any]:
         """What `gateway settings` prints: passwords in URLs replaced by ***."""
-        text = json.dumps(self.model_dump(mode="json"), default=str)
-        masked: dict[str, Any] = json.loads(_URL_PASSWORD.sub(r"\1:***@", text))
+        masked: dict[str, Any] = _masked(self.model_dump(mode="json"))
         return masked
 
 
@@ -158,13 +162,15 @@ def load(
     problems: list[Problem] = []
     places: dict[str, str] = {}
     values: dict[str, Any] = {}
-    for place, table in (
-        *_from_file(config, env, problems),
-        *_from_secrets(env, problems),
-        *_from_environment(env, problems),
-        *_from_overrides(overrides, problems),
+    for source in (
+        _from_file(config, env, problems),
+        _from_secrets(env, problems),
+        _from_environment(env, problems),
+        _from_overrides(overrides, problems),
     ):
-        _merge(values, table, place, places)
+        _keep_one_spelling(values, source, problems)
+        for place, table in source:
+            _merge(values, table, place, places)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -179,6 +185,24 @@ def _socket_in(folder: Path, listen: str) -> str:
     """The same address with a relative path of a socket begun at `folder`."""
     path = listen.removeprefix("unix:")
     return listen if path == listen or path.startswith(("/", "{")) else f"unix:{folder / path}"
+
+
+def _keep_one_spelling(values: dict[str, Any], source: Sequence[Any], problems: list[Problem]) -> None:
+    """`relay_urls` and `relays` are two spellings of one value: who sets one drops the other from lower places."""
+    given = {key: place for place, table in source for key in table if key in _RELAY_SPELLINGS}
+    if len(given) == 2:
+        problems.append(Problem(f"relay_urls ({given['relay_urls']})", "is short for relays; give one of the two"))
+    for key in given:
+        values.pop(_RELAY_SPELLINGS[key], None)
+
+
+def _masked(value: Any) -> Any:
+    """The same value with the password of every URL in it hidden, up to the last @: a password may hold one."""
+    if isinstance(value, str):
+        return _URL_PASSWORD.sub(r"\1:***@", value)
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list) else value
 
 
 def _own_name() -> str:
@@ -204,12 +228,24 @@ def _from_file(
         if key not in Settings.model_fields:
             problems.append(Problem(f"{key} ({path})", f"unknown key{_nearest(key)}"))
             del table[key]
+    folder = path.absolute().parent
     for key in ("data_dir", "templates_dir"):
         if isinstance(table.get(key), str):
-            table[key] = str(path.absolute().parent / table[key])
+            table[key] = str(folder / table[key])
+    for key in ("queue_url", "database_url"):
+        if isinstance(table.get(key), str):
+            table[key] = _sqlite_in(folder, table[key])
     if isinstance(table.get("lmtp_listen"), str):
         table["lmtp_listen"] = _socket_in(path.absolute().parent, table["lmtp_listen"])
     return [(str(path), table)]
+
+
+def _sqlite_in(folder: Path, url: str) -> str:
+    """A relative `sqlite:///path` of the file starts at the file's folder."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or path.startswith(("/", "{data_dir}")):
+        return url
+    return f"sqlite:///{quote(str(folder))}/{path}"
 
 
 def _from_secrets(env: Mapping[str, str], problems: list[Problem]) -> list[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 Used to hash requests, so that an id tells the same content from other content on every version of the gateway.
 `json_problems` finds what has no such form beforehand (RFC 7493): NaN, integers beyond 2**53, lone surrogates, values
-that are not JSON.
+that are not JSON.  `measure` comes before both: it tells what is too large or too deep for either, and stops there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,31 @@ def canonical_json(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return _number(float(value))
+
+
+def measure(value: Any, *, nodes: int, characters: int) -> str:
+    """Returns what is too much about `value`, "" when nothing is; looks no further than the limits it is given."""
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            return f"is nested deeper than {MAX_DEPTH} levels"
+        nodes -= len(level)
+        if nodes < 0:
+            return "has too many values"
+        characters -= sum(len(item) for item in level if isinstance(item, str))
+        found: list[Any] = []
+        for item in level:
+            if isinstance(item, dict | list | tuple):
+                if len(item) > nodes:
+                    return "has too many values"
+                characters -= sum(len(key) for key in item if isinstance(key, str)) if isinstance(item, dict) else 0
+                found.extend(item.values() if isinstance(item, dict) else item)
+                if len(found) > nodes:
+                    return "has too many values"
+        if characters < 0:
+            return "is too long"
+        level, depth = found, depth + 1
+    return ""
 
 
 def json_problems(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:

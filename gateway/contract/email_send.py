@@ -2,6 +2,8 @@
 
 Published by `client`, accepted by `outbound.deliver`; the JSON Schema is generated from this model.
 `content_hash` is what makes the id an idempotency key: RFC 8785 form of the keys given, attachments by digest.
+Promise: what is too large is told before anything costly is done with it.  Limit: the model knows no clock, a request must
+read the same on the day it is tried again; so times are bound by the calendar, not by today.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from datetime import datetime
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,20 +28,30 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from gateway.contract.canonical_json import canonical_json, json_problems
+from gateway.contract.canonical_json import canonical_json, json_problems, measure
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import Address, parse_address
 from gateway.mail.ids import canonical_uuid, new_id
 
 VERSION = 1
+MAX_REQUEST_BYTES = 16 * 1024 * 1024  # RabbitMQ 4 refuses larger messages
 MAX_INLINE_BYTES = 8 * 1024 * 1024
 MAX_RECIPIENTS = 100
+MAX_PARAMS_BYTES = 1024 * 1024
+MAX_PARAMS_VALUES = 20_000
+MAX_OTHER_VALUES = 5_000
+YEARS = range(2000, 2101)
 _TEXT = 1024 * 1024
+_MAX_PROBLEMS = 100
+_MAX_KEY_SHOWN = 100
+_LISTS = {"to": 100, "cc": 100, "bcc": 100, "reply_to": 100, "notify": 10, "tags": 20, "attachments": 100}
+_TABLES = {"headers": 50, "metadata": 50}
 _SET_BY_US = """from sender to cc bcc subject date message-id reply-to return-path received mime-version auto-submitted
     dkim-signature authentication-results list-unsubscribe list-unsubscribe-post delivered-to errors-to apparently-to
     precedence"""
@@ -80,11 +94,18 @@ def _header_name(value: str) -> str:
     return value
 
 
+def _within_the_calendar(value: datetime) -> datetime:
+    if value.year not in YEARS:
+        raise ValueError(f"is not between the years {YEARS[0]} and {YEARS[-1]}")
+    return value
+
+
 AddressText = Annotated[str, Field(max_length=1000), AfterValidator(_address_text)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 HeaderText = Annotated[str, Field(max_length=2000), AfterValidator(_one_line)]
 BodyText = Annotated[str, Field(max_length=_TEXT), AfterValidator(_without_nul)]
+Moment = Annotated[AwareDatetime, AfterValidator(_within_the_calendar)]
 
 
 class _Strict(BaseModel):
@@ -148,23 +169,36 @@ class SendEmail(_Strict):
     headers: Annotated[dict[HeaderName, HeaderText], Field(max_length=50)] = Field(default_factory=dict)
     stream: Literal["urgent", "normal", "bulk"] | None = None
     serial_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    send_at: AwareDatetime | None = None
-    expires_at: AwareDatetime | None = None
+    send_at: Moment | None = None
+    expires_at: Moment | None = None
     on_unknown: Literal["resend", "hold"] = "resend"
     list_: Annotated[str, Field(max_length=200)] | None = Field(default=None, alias="list")
     notify: Annotated[tuple[AddressText, ...], Field(max_length=10)] = ()
     tags: Annotated[tuple[Annotated[str, Field(max_length=100)], ...], Field(max_length=20)] = ()
-    metadata: Annotated[dict[str, str], Field(max_length=50)] = Field(default_factory=dict)
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=2000)]], Field(max_length=50)
+    ] = Field(default_factory=dict)
 
     @field_validator("id")
     @classmethod
     def _id_is_a_uuid(cls, value: str) -> str:
         return canonical_uuid(value)
 
+    @field_validator("expires_at")
+    @classmethod
+    def _expires_after_it_is_sent(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
+        send_at = info.data.get("send_at")
+        if value is not None and send_at is not None and value <= send_at:
+            raise ValueError("is not after send_at")
+        return value
+
     @model_validator(mode="wrap")
     @classmethod
     def _tells_every_problem(cls, given: Any, handler: ModelWrapValidatorHandler[SendEmail]) -> SendEmail:
         """What no single field can see is checked beside the fields, so that one answer names every mistake."""
+        too_much = list(_too_much(given)) if isinstance(given, Mapping) else []
+        if too_much:
+            raise ValidationError.from_exception_data("email.send", too_much)
         apart = list(_problems_between_fields(given)) if isinstance(given, Mapping) else []
         try:
             request = handler(given)
@@ -202,6 +236,32 @@ class SendEmail(_Strict):
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
+def _too_much(given: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """What is so large that looking closer would cost more than any honest request; cheap itself."""
+    others = {key: value for key, value in islice(given.items(), MAX_OTHER_VALUES) if key != "params"}
+    lists = {key: given.get(key) for key in (*_LISTS, *_TABLES)}
+    for key, value in lists.items():
+        most = _LISTS.get(key) or _TABLES[key]
+        if isinstance(value, list | tuple | dict) and len(value) > most:
+            yield _details((key,), f"has {len(value)} items, at most {most}")
+            others.pop(key, None)
+    if len(given) > MAX_OTHER_VALUES or measure(others, nodes=MAX_OTHER_VALUES, characters=MAX_REQUEST_BYTES):
+        yield _details((), f"is too large or too deep: at most {MAX_OTHER_VALUES} values beside params")
+    params = given.get("params")
+    problem = measure(params, nodes=MAX_PARAMS_VALUES, characters=MAX_PARAMS_BYTES) or _too_long(params)
+    if problem:
+        limit = f"at most {MAX_PARAMS_VALUES} values and {MAX_PARAMS_BYTES} bytes as JSON"
+        yield _details(("params",), f"{problem}; {limit}")
+
+
+def _too_long(params: Any) -> str:
+    try:
+        text = json.dumps(params, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError):
+        return ""  # not JSON: the problems of its values say so, each with its path
+    return "is too long" if len(text.encode("utf-8", "surrogatepass")) > MAX_PARAMS_BYTES else ""
+
+
 def _problems_between_fields(given: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     template, subject, text = (given.get(key) for key in ("template", "subject", "text"))
     fields = [given.get(field) or () for field in ("to", "cc", "bcc")]
@@ -230,7 +290,7 @@ def _items(value: Any) -> list[Any]:
 
 def _inline_bytes(item: Any) -> int:
     data = item.get("data") if isinstance(item, Mapping) else getattr(item, "data", None)
-    return len(data) * 3 // 4 if isinstance(data, str) else 0
+    return len(data) * 3 // 4 - data[-2:].count("=") if isinstance(data, str) else 0
 
 
 def _details(loc: tuple[str | int, ...], message: str) -> InitErrorDetails:
@@ -242,27 +302,34 @@ def _as_details(item: Any) -> InitErrorDetails:
     message = str(item["msg"]).removeprefix("Value error, ").replace("a valid tuple", "a list")
     if item["type"] == "extra_forbidden":
         message = "unknown key" + _nearest(str(item["loc"][-1]), of_attachment=len(item["loc"]) > 1)
-    return _details(item["loc"], message)
+    loc = item["loc"]
+    if len(loc) == 3 and loc[0] in {"headers", "metadata"}:  # pydantic's mark that the key itself is wrong
+        loc = loc[:2]
+    return _details(loc, message)
 
 
 def _nearest(key: str, *, of_attachment: bool) -> str:
+    if len(key) > _MAX_KEY_SHOWN:
+        return ""
     fields = (Attachment if of_attachment else SendEmail).model_fields
     near = difflib.get_close_matches(key, [field.alias or name for name, field in fields.items()], n=1)
     return f", perhaps {near[0]}?" if near else ""
 
 
 def parse_send_email(body: bytes | str | dict[str, Any]) -> SendEmail:
-    """Reads a request; raises InvalidRequest naming every problem with its path."""
+    """Reads a request; raises InvalidRequest naming every problem with its path (the first hundred)."""
+    if not isinstance(body, dict) and len(body) > MAX_REQUEST_BYTES:
+        raise InvalidRequest([Problem("(request)", f"has {len(body)} bytes, at most {MAX_REQUEST_BYTES}")])
     try:
         if isinstance(body, dict):
             return SendEmail.model_validate(body)
         return SendEmail.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
+        found = error.errors(include_url=False, include_input=False)[:_MAX_PROBLEMS]
         raise InvalidRequest([Problem(_path(item["loc"]), item["msg"]) for item in found]) from None
 
 
 def _path(loc: tuple[str | int, ...]) -> str:
     """`to[0]`, `params.number`: the way an app would write it."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc if step != "[key]"]
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:_MAX_KEY_SHOWN]}" for step in loc]
     return "".join(steps).removeprefix(".") or "(request)"

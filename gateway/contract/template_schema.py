@@ -12,11 +12,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gateway.errors import Problem
 
+_MAX_PROBLEMS = 100
+_MAX_PATH_SHOWN = 500
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -48,7 +51,8 @@ def problems_in(dirs: Path | Sequence[Path], template: str, params: dict[str, An
     except (OSError, ValueError) as error:
         return [Problem("template", f"{template} has no usable schema.json: {_first_line(error)}")]
     try:
-        return [Problem(path, message) for error in validator.iter_errors(params) for path, message in _told(error)]
+        told = ((path, text) for error in validator.iter_errors(params) for path, text in _told(error))
+        return [Problem(path[:_MAX_PATH_SHOWN], text) for path, text in islice(told, _MAX_PROBLEMS)]
     except ValueError as error:
         return [Problem("params", f"cannot be read as JSON: {_first_line(error)}")]
 

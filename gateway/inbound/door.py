@@ -30,6 +30,7 @@ class DoorLimits:
     mail_bytes: int = 35 * 1024 * 1024
     recipients: int = 1_000
     hard_errors: int = 20
+    junk_commands: int = 100
     connections: int = 1_000
     connections_per_client: int = 50
     idle_seconds: float = 300.0

@@ -19,8 +19,9 @@ import logging
 import re
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiosmtpd.smtp import SMTP
@@ -39,7 +40,7 @@ NULL_SENDER = "<>"
 TRY_LATER = Reply(code=451, enhanced_status="4.3.0", text="a fault of ours, the mail is not kept; try again later")
 _BUFFER_BYTES = 64 * 1024
 _COMMAND_BYTES = 2_048
-_REPLIES_IN_TURN = 32
+_JUNK_COMMANDS = frozenset({"NOOP", "HELP", "VRFY", "RSET", "HELO", "EHLO", "LHLO"})
 _REPLY_LINE = re.compile(r"^(\d{3}) (?:(\d\.\d{1,3}\.\d{1,3}) )?(.*)$", re.DOTALL)
 _PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: +(.*))?$")
 _HELO = re.compile(r"[!-~\u00a1-\U0010ffff]{1,255}")
@@ -88,7 +89,7 @@ class DoorSession(SMTP):
         self._command = ("CONNECT", "")
         self._errors = 0
         self._unsent = bytearray()
-        self._said_in_turn = 0
+        self._junk_commands = 0
         self._in_data = False
         self._incoming: Incoming | None = None
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -103,6 +104,8 @@ class DoorSession(SMTP):
             timeout=door.limits.idle_seconds,
             loop=loop,
         )
+        for verb in _JUNK_COMMANDS & self._smtp_methods.keys():
+            self._smtp_methods[verb] = partial(self._do_junk, self._smtp_methods[verb])
 
     # The connection.
 
@@ -182,15 +185,11 @@ class DoorSession(SMTP):
     async def _say(self, lines: Sequence[str]) -> None:
         """Writes reply lines; while further commands wait, the 250s to pipelined ones go out together (RFC 2920)."""
         self._unsent += "".join(f"{line}\r\n" for line in lines).encode()
-        self._said_in_turn += 1
         is_waited_for = b"\n" not in self._reader._buffer or not lines[-1].startswith("250")
         if is_waited_for or len(self._unsent) > _BUFFER_BYTES:
             self._send()
             await self._writer.drain()
-        if self._said_in_turn >= _REPLIES_IN_TURN:
-            # Neither reading what is there already nor a drain gives others their turn.
-            self._said_in_turn = 0
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # neither reading what is there already nor a drain gives others their turn
 
     def _send(self) -> None:
         self._writer.write(bytes(self._unsent))
@@ -204,10 +203,20 @@ class DoorSession(SMTP):
 
     async def handle_exception(self, error: Exception) -> str:
         """A fault of ours is 451 and says nothing of itself to the client."""
-        self._door.log.door_fault(door=self._door.name, client=self.client, error=error)
+        # Broad: aiosmtpd tells the client the text of what is raised here, as a 500.
+        with suppress(Exception):
+            self._door.log.door_fault(door=self._door.name, client=self.client, error=error)
         return str(TRY_LATER)
 
     # Commands.
+
+    async def _do_junk(self, command: Callable[[str | None], Awaitable[None]], arg: str | None) -> None:
+        """Obeys a command that brings no mail nearer, unless there were too many of them since the last mail."""
+        self._junk_commands += 1
+        if self._junk_commands > self._limits.junk_commands:
+            self._hang_up("421 4.7.0 too many commands without a mail, closing")
+        else:
+            await command(arg)
 
     def note_command(self, verb: str, arg: str | None = "") -> None:
         """Remembers what the next reply is about, for the log."""
@@ -392,7 +401,7 @@ class DoorSession(SMTP):
         except Exception as error:  # noqa: BLE001 - whatever it is, it is ours, and the client keeps the mail
             self._door.log.door_fault(door=self._door.name, client=self.client, error=error)
             return TRY_LATER
-        self._errors = 0
+        self._errors = self._junk_commands = 0
         return Reply(code=250, enhanced_status="2.0.0", text=f"Ok: kept as {mail_id}")
 
 

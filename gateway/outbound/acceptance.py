@@ -11,13 +11,13 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from gateway.contract.email_send import VERSION, SendEmail, parse_send_email
+from gateway.contract.email_send import MAX_REQUEST_BYTES, VERSION, SendEmail, parse_send_email
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import parse_address, wire_mailbox
 from gateway.mail.ids import canonical_uuid, new_id
 from gateway.maillog import MailLog
 from gateway.queue.ticket import STREAM_QUEUES, Ticket, fresh_queue
-from gateway.runtime import failpoint
+from gateway.runtime import aside, failpoint
 from gateway.store.ledger import Acceptance, Ledger
 
 Answer = Callable[[Ticket, bytes], Awaitable[None]]
@@ -52,21 +52,25 @@ class AcceptanceDesk:
         Raises NewerVersion, StoreUnavailable, QueueUnavailable.
         """
         try:
-            request = read_request(ticket)
-            stream = self._check(request, ticket)
+            request, stream, content_hash = await aside(len(ticket.body), lambda: self._read(ticket))
         except InvalidRequest as invalid:
             await self._reject(ticket, invalid.problems)
             return None
         acceptance = await self._ledger.record_accepted(
             request,
             app=ticket.app,
-            content_hash=request.content_hash(),
+            content_hash=content_hash,
             ticket_id=request.id,
             stream=stream,
             message_id=self._mint_message_id(request),
         )
         failpoint("deliver.accepted")
         return await self._tell(ticket, request, acceptance)
+
+    def _read(self, ticket: Ticket) -> tuple[SendEmail, str, str]:
+        """The request, its stream and its content's hash; the costly part, without a word to anybody."""
+        request = read_request(ticket)
+        return request, self._check(request, ticket), request.content_hash()
 
     async def _tell(self, ticket: Ticket, request: SendEmail, acceptance: Acceptance) -> str | None:
         if acceptance is Acceptance.CONFLICT:
@@ -98,7 +102,7 @@ class AcceptanceDesk:
         return stream
 
     async def _reject(self, ticket: Ticket, problems: Sequence[Problem]) -> None:
-        request_id = _claimed_id(ticket)
+        request_id = await aside(len(ticket.body), lambda: _claimed_id(ticket))
         await self._ledger.record_rejected(request_id, app=ticket.app, problems=problems)
         self._log.email_rejected(request_id, problems="; ".join(map(str, problems)))
         await self._respond(ticket, request_id, "rejected", problems)
@@ -116,6 +120,8 @@ class AcceptanceDesk:
 
 def read_request(ticket: Ticket) -> SendEmail:
     """The ticket's request; raises InvalidRequest, or NewerVersion. Without an `id` of its own it has the ticket's."""
+    if len(ticket.body) > MAX_REQUEST_BYTES:
+        return parse_send_email(ticket.body)
     try:
         data = json.loads(ticket.body)
     except (ValueError, RecursionError):

@@ -86,11 +86,6 @@ def compose(
     return octets
 
 
-def needs_smtputf8_relay(octets: bytes) -> bool:
-    """Whether the headers hold raw UTF-8, so that only a relay with SMTPUTF8 may get these octets (RFC 6531)."""
-    return not octets[: octets.find(b"\r\n\r\n")].isascii()
-
-
 # Headers
 
 

@@ -41,6 +41,7 @@ from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
 from gateway.queue.broker import Done, Later
 from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import Ticket
+from gateway.queue.worker import FIXED_STEP_SECONDS
 from gateway.runtime import Clock, failpoint
 from gateway.store.ledger import EmailRecord, Ledger, RecipientRecord
 
@@ -54,7 +55,6 @@ T = TypeVar("T")
 
 PARKED_SECONDS = 3600
 LOOK_AGAIN_SECONDS = 5
-FAULT_OF_OURS_SECONDS = 30
 _WAITS_FOR_A_PERSON = (Disposition.HELD, Disposition.DEAD)
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
 
@@ -136,31 +136,35 @@ class Deliver:
             return await self._run(errand)
         # Broad: whatever ends the ticket's turn, its rows must know before the worker sends it off or buries it.
         except Exception as fault:
-            if await self._comes_again_after(errand, ticket, fault):
+            if await self._tell_rows(errand, ticket, fault):
                 raise
             self._log.handler_failed(ticket.queue, ticket.id, error=fault, next_step="left to the row's current ticket")
             return Done()
 
-    async def bury(self, ticket: Ticket, reason: str) -> None:
-        """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
-        email_id = str(ticket.headers.get("email_id") or ticket.id)
-        await self._ledger.record_dead(email_id, reason=reason)
-
-    async def _comes_again_after(self, errand: _Errand, ticket: Ticket, fault: Exception) -> bool:
-        """Tells the rows when the worker will bring this ticket again, or that it will not; False: it must not come."""
-        if isinstance(fault, QueueUnavailable | StoreUnavailable | StorageFault):
-            return True  # nothing can be promised of the rows now; the next turn says it
-        if isinstance(fault, PermanentFailure):
-            wait_seconds = None
-        elif isinstance(fault, TransientFailure) and fault.owner in (FaultOwner.OURS, FaultOwner.RELAY):
-            wait_seconds = float(FAULT_OF_OURS_SECONDS)
-        else:
-            wait_seconds = self._ladder.delay_seconds(ticket.attempt + 1, jitter=1)
-        if wait_seconds is not None:
-            until = self._in(wait_seconds)
-            return await self._ledger.postpone(
+    async def _tell_rows(self, errand: _Errand, ticket: Ticket, fault: Exception) -> bool:
+        """Records when the worker will bring this ticket again, or that it will not; False when it must not come."""
+        wait_seconds = self._wait_seconds(ticket, fault)
+        if wait_seconds is None:
+            await self._record_dead(errand, fault)
+            return True
+        until = self._in(wait_seconds)
+        try:
+            is_current = await self._ledger.postpone(
                 errand.email_id, errand.recipient, ticket_id=errand.ticket_id, until=until
             )
+        except TransientFailure:
+            return True  # the store is away altogether: the next turn finds out
+        return is_current or isinstance(fault, QueueUnavailable)
+
+    def _wait_seconds(self, ticket: Ticket, fault: Exception) -> float | None:
+        """How long the worker lets this ticket wait after such a fault, at most; None when it buries it."""
+        if isinstance(fault, PermanentFailure):
+            return None
+        if isinstance(fault, TransientFailure) and fault.owner in (FaultOwner.OURS, FaultOwner.RELAY):
+            return FIXED_STEP_SECONDS
+        return self._ladder.delay_seconds(ticket.attempt + 1, jitter=1)
+
+    async def _record_dead(self, errand: _Errand, fault: Exception) -> None:
         reason = f"{type(fault).__name__}: {fault}"
         if await self._ledger.record_dead(errand.email_id, reason=reason, ticket_id=errand.ticket_id):
             self._log.email_attempted(
@@ -172,7 +176,6 @@ class Deliver:
                 reason=reason,
             )
         failpoint("deliver.dead")
-        return True
 
     async def _run(self, errand: _Errand) -> Done | Later:
         email = await self._ledger.email(errand.email_id)
@@ -217,6 +220,7 @@ class Deliver:
                 cage=self._cage,
                 templates=self._templates,
                 read_blob=self._read_blob,
+                blob_size=self._blobs.size,
             )
         except (JobFailed, PermanentFailure) as error:
             await self._hold(email, f"cannot be rendered: {error}")

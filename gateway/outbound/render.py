@@ -6,7 +6,6 @@ the content's, what an operator can mend (a template gone, no child in the cage)
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -18,12 +17,14 @@ from gateway.contract.email_send import SendEmail
 from gateway.errors import JobFailed, OverBudget, PermanentFailure, Problem, TransientFailure
 from gateway.outbound.compose import Rendered, compose
 from gateway.outbound.templates import TemplateSet
-from gateway.runtime import failpoint
+from gateway.runtime import aside, failpoint
 
 PRELOAD = ("gateway.outbound.typeset",)
 RENDER_JOB = "gateway.outbound.typeset:render_job"
-_INLINE_WORK_BYTES = 256 * 1024
+MAX_EMAIL_BYTES = 35 * 1024 * 1024
 _LIMITS = {"cpu": "time", "wall": "time", "memory": "memory"}
+ReadBlob = Callable[[str], Awaitable[bytes]]
+BlobSize = Callable[[str], Awaitable[int | None]]
 
 
 async def render(
@@ -34,21 +35,39 @@ async def render(
     default_from: str,
     cage: Cage,
     templates: TemplateSet,
-    read_blob: Callable[[str], Awaitable[bytes]],
+    read_blob: ReadBlob,
+    blob_size: BlobSize,
 ) -> bytes:
-    """Renders and composes one email, verified; raises PermanentFailure or TransientFailure."""
+    """Renders and composes one email, verified; raises PermanentFailure or TransientFailure.
+
+    What its attachments would make of it is known before any of them is read.
+    """
+    size = await _size(request, blob_size)
     if request.template is None:
         rendered = Rendered(subject=request.subject or "", text=request.text or "", html=request.html or "")
     else:
         rendered = await fill(request.template, request.params, request.locale, cage=cage, templates=templates)
-    blobs = {item.blob: await read_blob(item.blob) for item in request.attachments if item.blob is not None}
+    digests = {item.blob for item in request.attachments if item.blob is not None}
+    blobs = {digest: await read_blob(digest) for digest in sorted(digests)}
     write = partial(
         compose, request, rendered, message_id=message_id, date=date, default_from=default_from, blobs=blobs
     )
-    size = sum(map(len, blobs.values())) + sum(len(item.data or "") for item in request.attachments)
-    octets = write() if size <= _INLINE_WORK_BYTES else await asyncio.to_thread(write)
+    octets = await aside(size + len(rendered.text) + len(rendered.html), write)
     failpoint("render.composed")
     return octets
+
+
+async def _size(request: SendEmail, blob_size: BlobSize) -> int:
+    """About how many octets the attachments take in the email; raises PermanentFailure when they are too many."""
+    total = 0
+    for item in request.attachments:
+        size = len(item.data or "") * 3 // 4 if item.blob is None else await blob_size(item.blob)
+        if size is None:
+            raise PermanentFailure(f"attachment {item.blob} is not in the blob store")
+        total += size * 78 // 57  # base64, in lines of 76 characters with CRLF
+    if total > MAX_EMAIL_BYTES:
+        raise PermanentFailure(f"its attachments make an email of {total} bytes, at most {MAX_EMAIL_BYTES}")
+    return total
 
 
 async def fill(
@@ -60,6 +79,8 @@ async def fill(
     except OverBudget as error:
         if error.kind == "died":
             raise TransientFailure(f"template {template}: its rendering died ({error.text})") from error
+        if error.kind == "crashed":
+            raise PermanentFailure(f"template {template} breaks its rendering ({error.text})") from error
         raise PermanentFailure(f"template {template} was ended at its limit of {_LIMITS[error.kind]}") from error
     except JobFailed as error:
         raise PermanentFailure(f"template {template}: {error}") from error

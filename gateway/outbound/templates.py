@@ -57,7 +57,7 @@ class TemplateSet:
             raise TransientFailure(f"template {name} is gone")
         try:
             files = self._layouts() | self._texts(folder, "")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise TransientFailure(f"template {name} cannot be read: {error}") from error
         subject, text, html = (
             _localised(part, locale, files) for part in ("subject{}.txt", "body{}.txt", "body{}.html")
@@ -96,14 +96,22 @@ class TemplateSet:
         return found
 
     def _texts(self, folder: Path, prefix: str) -> dict[str, str]:
-        return {prefix + path.name: self._text(path) for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES}
+        paths = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))  # editors keep locks there
+        return {prefix + path.name: self._text(path) for path in paths if path.suffix in _SUFFIXES}
 
     def _text(self, path: Path) -> str:
         stat = path.stat()
         known = self._read.get(path)
         if known is None or known[:2] != (stat.st_mtime_ns, stat.st_size):
-            known = self._read[path] = (stat.st_mtime_ns, stat.st_size, path.read_text("utf-8"))
+            known = self._read[path] = (stat.st_mtime_ns, stat.st_size, _read_text(path))
         return known[2]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise OSError(f"{path} is not UTF-8: {error.reason} at octet {error.start}") from None
 
 
 def _localised(part: str, locale: str | None, files: dict[str, str]) -> str:

@@ -74,7 +74,7 @@ async def work(
     missing = sorted({fresh_queue(name) for name in queues} - {*handlers, SUSPECT})
     if missing:
         raise ValueError(f"no handler for {', '.join(missing)}")
-    rules = _Rules(ladder=ladder, observer=observer, clock=clock, jitter=jitter)
+    rules = _Rules(ladder=ladder, observer=_PatientObserver(observer), clock=clock, jitter=jitter)
     bench = _Bench(
         handlers=handlers,
         buries=buries or {},
@@ -119,11 +119,14 @@ async def _lease_on(consumer: Consumer, bench: _Bench, *, gate: Gate | None) -> 
     finally:
         if resuming is not None:
             resuming.cancel()
+        consumer.resume()  # whoever iterates it next must find it leasing; a task that never ran resumes nothing
 
 
 async def _resume_with(consumer: Consumer, gate: Gate) -> None:
-    await gate()
-    consumer.resume()
+    try:
+        await gate()
+    finally:
+        consumer.resume()
 
 
 async def _stop_with(consumer: Consumer, stop: Stop) -> None:
@@ -138,6 +141,29 @@ async def _is_open(gate: Gate) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class _PatientObserver:
+    """An observer that raises must not keep a ticket from its end: the event loop's own log hears of it."""
+
+    observer: Observer
+
+    def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None:
+        try:
+            self.observer.handler_failed(queue, ticket_id, error=error, next_step=next_step)
+        except Exception as fault:  # noqa: BLE001 - see above
+            _tell_loop(f"not logged: {queue} {ticket_id}: {error!r}, {next_step}", fault)
+
+    def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
+        try:
+            self.observer.ticket_suspected(queue, ticket_id, deliveries=deliveries)
+        except Exception as fault:  # noqa: BLE001 - see above
+            _tell_loop(f"not logged: {queue} {ticket_id} is a suspect", fault)
+
+
+def _tell_loop(message: str, error: BaseException) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +200,12 @@ class _Rules:
         return outcome, f"again in {seconds:.0f} s"
 
     def _dead(self, error: BaseException) -> tuple[Outcome, str]:
-        return Dead(reason=f"{type(error).__name__}: {error}"), "dead letter"
+        return Dead(reason=_storable(f"{type(error).__name__}: {error}")), "dead letter"
+
+
+def _storable(text: str) -> str:
+    """The text without what no engine can keep: errors may quote octets of a mail."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "")
 
 
 class _HandlerTimedOut(Exception):
@@ -223,9 +254,18 @@ class _Bench:
             await asyncio.wait(self._tasks, timeout=_CLEANUP_SECONDS)
 
     async def _handle(self, lease: Lease) -> None:
-        outcome = await self._convict(lease) or await self._outcome_of(at_home(lease.ticket))
-        failpoint("worker.handled")
+        outcome: Outcome
+        try:
+            outcome = await self._convict(lease) or await self._outcome_of(at_home(lease.ticket))
+            failpoint("worker.handled")
+        # Broad, the last resort: a lease that nobody ends keeps its place for ever, and the consumer stands still.
+        except Exception as error:  # noqa: BLE001
+            outcome = self._wait_a_step(lease, error)
         await self.settle(lease, outcome)
+
+    def _wait_a_step(self, lease: Lease, error: BaseException) -> Outcome:
+        self._tell(lease, error, f"again in {FIXED_STEP_SECONDS:.0f} s")
+        return Later(at=self.rules.clock() + timedelta(seconds=FIXED_STEP_SECONDS), climbs=False)
 
     async def _convict(self, lease: Lease) -> Outcome | None:
         """What a ticket gets that workers died with before; None when it is to be worked."""
@@ -307,6 +347,12 @@ class _Bench:
                 if not self._is_over:
                     await asyncio.sleep(self.probe_seconds)
                     continue
+            # Broad: an outcome the engine cannot write down must not cost the lease's place.
+            except Exception as error:  # noqa: BLE001
+                if not isinstance(outcome, Later | Release):
+                    outcome = self._wait_a_step(lease, error)
+                    continue
+                self._tell(lease, error, "comes back when its lease runs out")
             return
 
     async def sit_out(self, error: BaseException, stop: Stop) -> None:

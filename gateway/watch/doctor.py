@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gateway.errors import Problem
+from gateway.errors import Problem, SettingsError, StoreUnavailable
+from gateway.outbound.relay_url import RelaySpec
 from gateway.queue.broker import Depth
 
 OLD_TICKET_SECONDS = 3600
@@ -53,21 +54,46 @@ def check_data_dir(folder: Path, min_free_bytes: int) -> list[Finding]:
     return [Finding(level="ok", what="data_dir", finding=f"{folder}, {free // 2**20} MiB free")]
 
 
-def check_relays(shown: Sequence[str]) -> list[Finding]:
+def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
     """Capture is for development; unverified certificates are named."""
     findings = []
-    for relay in shown:
-        if relay.startswith("capture:"):
+    for relay in relays:
+        shown = relay.name if relay.is_capture else f"{relay.name}, {relay.security}"
+        if relay.is_capture:
             text = "capture: email is written to files and never sent"
             findings.append(
                 Finding(level="warning", what="relay", finding=text, next_step="set relay_urls to send for real")
             )
-        elif "verify=no" in relay:
-            text = f"{relay}: its certificate is not verified"
+        elif not relay.verify:
+            text = f"{shown}: its certificate is not verified"
             findings.append(Finding(level="warning", what="relay", finding=text, next_step="drop verify=no"))
         else:
-            findings.append(Finding(level="ok", what="relay", finding=relay))
+            findings.append(Finding(level="ok", what="relay", finding=shown))
     return findings
+
+
+async def check_store(path: Path) -> Finding:
+    """The store opens and has this version's schema; neither is helped along."""
+    from gateway.store.database import SqliteDatabase
+    from gateway.store.migrations import HEAD, current_version
+
+    if not path.exists() or not path.stat().st_size:
+        return Finding(level="ok", what="store", finding=f"{path} is not made yet", next_step="`gateway run` makes it")
+    database = SqliteDatabase(path)
+    try:
+        await database.open()
+        try:
+            version = await current_version(database)
+        finally:
+            await database.close()
+    except (StoreUnavailable, SettingsError) as error:
+        return Finding(
+            level="wrong", what="store", finding=str(error), next_step="look at the file, its folder and disk"
+        )
+    if version != HEAD:
+        text = f"has schema {version or 'none'}, this gateway works with {HEAD}"
+        return Finding(level="warning", what="store", finding=text, next_step="the next `gateway run` brings it up")
+    return Finding(level="ok", what="store", finding="opens, schema up to date")
 
 
 def check_queues(depths: Sequence[Depth]) -> list[Finding]:

@@ -3,8 +3,10 @@
 The ledger is the truth, the queue its clock: a crash between record and publish, a lost queue or a `send_at` that has come
 leaves a due row without a ticket.  A row is re-issued only when its queues have consumed a younger ticket or are empty, so
 a queue that is merely behind gets nothing twice.  The new ticket is named in the ledger first (compare-and-set), then
-published: two sweepers never issue two current tickets.
-Limits: an old ticket that comes after all finds itself no longer current and goes.
+published: two sweepers never issue two current tickets.  Rows that never had a ticket go first, then urgent before bulk.
+A row whose ticket became a dead letter gets none: it is recorded `dead`.
+Limits: an old ticket that comes after all finds itself no longer current and goes; among more than a thousand dead
+letters the youngest are not looked through.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Protocol
 
-from gateway.errors import GatewayError
 from gateway.mail.ids import new_id
-from gateway.maillog import MailLog
-from gateway.outbound.retry_ticket import retry_ticket
+from gateway.maillog import MailLog, told
+from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
+from gateway.queue.broker import DeadTicket
 from gateway.queue.ticket import STREAM_QUEUES, Ticket, retry_queue
 from gateway.runtime import Clock, Stop, failpoint, utc_now
 from gateway.store.ledger import Ledger, RecipientRecord
@@ -33,6 +36,8 @@ class Queue(Protocol):
     async def publish(self, tickets: Sequence[Ticket]) -> None: ...
 
     async def has_consumed_past(self, queue: str, published_at: datetime) -> bool: ...
+
+    async def dead(self, *, limit: int = 1000) -> list[DeadTicket]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +63,8 @@ async def sweep(
     while not await stop.wait(interval_seconds):
         try:
             swept = await sweep_once(ledger, broker, clock=clock, overdue_seconds=overdue_seconds)
-        except (GatewayError, OSError) as error:
-            log.service("sweeper", "failed", error=f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001  # broad: one row nobody foresaw must not end all sweeping
+            log.service("sweeper", "failed", error=told(error))
             continue
         if swept.expired or swept.reissued:
             log.service("sweeper", "swept", expired=swept.expired, reissued=swept.reissued)
@@ -71,13 +76,12 @@ async def sweep_once(
     """One round; raises StoreUnavailable or QueueUnavailable."""
     expired = await ledger.sweep_expired()
     rows = await ledger.overdue(older_than_seconds=overdue_seconds)
-    reissued = 0
-    for batch in (
-        [row for row in rows if not row.ticket_id],  # their `send_at` has come, or an operator released them
-        await _buried(await _ticketless(rows, broker, now=clock(), overdue_seconds=overdue_seconds), ledger, broker),
-    ):
-        for _, of_stream in groupby(batch, key=lambda row: row.stream):
-            reissued += await _reissue(list(of_stream), ledger, broker)
+    never_had_one = [row for row in rows if not row.ticket_id]  # their `send_at` has come, or an operator released them
+    reissued = await _reissue(never_had_one, ledger, broker)
+    for stream, home in STREAM_QUEUES.items():
+        late = [row for row in rows if row.ticket_id and row.stream == stream]
+        lost = await _lost(late, home, broker, now=clock(), overdue_seconds=overdue_seconds)
+        reissued += await _reissue(await _unburied(lost, ledger, broker), ledger, broker)
     return Swept(expired=expired, reissued=reissued)
 
 
@@ -91,6 +95,68 @@ async def _reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queu
     if tickets:
         await broker.publish(tickets)
     return len(tickets)
+
+
+async def _lost(
+    rows: Sequence[RecipientRecord], home: str, broker: Queue, *, now: datetime, overdue_seconds: float
+) -> list[RecipientRecord]:
+    """Those of a stream's rows whose ticket is gone: its queues are past the time when it should have come."""
+    latest_birth = now - timedelta(seconds=overdue_seconds)  # one issued since has not had its chance
+    due = sorted(
+        (
+            (_due_since(row, now) or latest_birth, row)
+            for row in rows
+            if (_born_at(row, now) or latest_birth) <= latest_birth
+        ),
+        key=itemgetter(0),
+    )
+    moments = [since for since, _ in due]
+    for queue in (home, retry_queue(home)):  # a request's ticket that had to wait is in the retry queue, too
+        moments = moments[: await _count_past(broker, queue, moments)]
+    return [row for _, row in due[: len(moments)]]
+
+
+async def _count_past(broker: Queue, queue: str, moments: Sequence[datetime]) -> int:
+    """How many of the moments, oldest first, a queue has consumed past: one question where it is past all of them."""
+    low, high = 0, len(moments)
+    probe = high - 1
+    while low < high:
+        if await broker.has_consumed_past(queue, moments[probe]):
+            low = probe + 1
+        else:
+            high = probe
+        probe = (low + high) // 2
+    return low
+
+
+async def _unburied(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> list[RecipientRecord]:
+    """The rows whose ticket is no dead letter; the others are recorded dead: a new ticket would end like the old one."""
+    letters = {ticket_id_of(letter.ticket): letter for letter in await broker.dead()} if rows else {}
+    for row in rows:
+        if row.ticket_id in letters:
+            letter = letters[row.ticket_id]
+            reason = f"its ticket died: {letter.reason}"
+            await ledger.record_dead(row.email_id, reason=reason, ticket_id=row.ticket_id)
+    return [row for row in rows if row.ticket_id not in letters]
+
+
+def _due_since(row: RecipientRecord, now: datetime) -> datetime | None:
+    return max(filter(None, [_born_at(row, now), row.next_attempt_at]), default=None)
+
+
+def _born_at(row: RecipientRecord, now: datetime) -> datetime | None:
+    """When the row's ticket was made, read from its UUIDv7; None where that cannot be known.
+
+    A request's own ticket has the app's id, and a ticket's name may be anybody's invention: then it proves nothing.
+    """
+    if row.ticket_id == row.email_id:
+        return None
+    try:
+        value = uuid.UUID(row.ticket_id)
+        born = datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return born if value.version == 7 and born <= now else None
 
 
 def _ticket(row: RecipientRecord, ticket_id: str) -> Ticket:

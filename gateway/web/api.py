@@ -8,7 +8,9 @@ with Retry-After.  Limit: open on loopback only (see `guard`) until users and ke
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
@@ -17,13 +19,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from gateway.contract.email_send import MAX_INLINE_BYTES, SendEmail, parse_send_email
+from gateway.contract.email_send import MAX_REQUEST_BYTES, SendEmail, parse_send_email
 from gateway.errors import InvalidRequest, Problem, TransientFailure
 from gateway.mail.ids import canonical_uuid
-from gateway.runtime import Stop
+from gateway.runtime import Stop, aside
 from gateway.web.guard import Guard
 
-MAX_BODY_BYTES = MAX_INLINE_BYTES * 4 // 3 + 4 * 1024 * 1024
+REMEMBERED_SECONDS = 600.0
+REMEMBERED_IDS = 10_000
 EmailStory = Callable[[str], Awaitable[dict[str, Any] | None]]
 Readiness = Callable[[], Awaitable[list[str]]]
 
@@ -43,13 +46,17 @@ def create_api(
     api.add_exception_handler(RequestValidationError, _unreadable)
     api.add_exception_handler(TransientFailure, _unavailable)
 
+    queued = _Queued()
+
     @api.post("/v1/emails", status_code=202)
     async def post_email(request: Request) -> JSONResponse:
-        email = _with_idempotency_key(await request.body(), request.headers.get("idempotency-key"))
-        problems = check(email)
-        if problems:
-            raise InvalidRequest(problems)
-        email_id = await submit.send(email)
+        body, key = await request.body(), request.headers.get("idempotency-key")
+        email = await aside(len(body), lambda: _read(body, key, check))
+        try:
+            email_id = await submit.send(email)
+        except TransientFailure as fault:
+            return _unconfirmed(fault, email.id)
+        queued.add(email_id)
         return JSONResponse(
             {"id": email_id, "status": "queued"}, status_code=202, headers={"Location": f"/v1/emails/{email_id}"}
         )
@@ -57,9 +64,12 @@ def create_api(
     @api.get("/v1/emails/{email_id}")
     async def get_email(email_id: str) -> Response:
         try:
-            found = await story(canonical_uuid(email_id))
+            known = canonical_uuid(email_id)
         except ValueError:
             return problem(422, "the id is not a UUID", [Problem("id", "not a UUID")])
+        found = await story(known)
+        if found is None and known in queued:
+            return JSONResponse({"id": known, "status": "pending"})
         if found is None:
             return problem(404, "no such email in the ledger (yet)", headers={"Retry-After": "1"})
         return JSONResponse(found)
@@ -78,29 +88,58 @@ def create_api(
     return api
 
 
+class _Queued:
+    """The ids this process queued in the last minutes: known to us before the ledger knows them."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def add(self, email_id: str) -> None:
+        self._until.pop(email_id, None)  # so that the oldest always stands first
+        self._until[email_id] = time.monotonic() + REMEMBERED_SECONDS
+        while len(self._until) > REMEMBERED_IDS:
+            del self._until[next(iter(self._until))]
+
+    def __contains__(self, email_id: str) -> bool:
+        return self._until.get(email_id, 0.0) > time.monotonic()
+
+
+def _read(body: bytes, key: str | None, check: Callable[[SendEmail], list[Problem]]) -> SendEmail:
+    email = _with_idempotency_key(body, key)
+    problems = check(email)
+    if problems:
+        raise InvalidRequest(problems)
+    return email
+
+
 def _with_idempotency_key(body: bytes, key: str | None) -> SendEmail:
     """Reads the body; the Idempotency-Key is the email's id (and must not contradict one in the body)."""
-    import json
-
     if key is None:
         return parse_send_email(body)
+    key = key.strip().strip('"')  # a string in quotes in the IETF's draft, plain nearly everywhere else
     try:
         data = json.loads(body)
+    except RecursionError:
+        raise InvalidRequest([Problem("(request)", "is nested too deep")]) from None
     except ValueError as error:
         raise InvalidRequest([Problem("(request)", f"is not JSON: {error}")]) from None
     if not isinstance(data, dict):
         raise InvalidRequest([Problem("(request)", "is not a JSON object")])
     given = str(data.setdefault("id", key)).lower()
-    if given != key.strip('"').lower():
+    if given != key.lower():
         raise InvalidRequest([Problem("Idempotency-Key", "differs from the id in the body")])
     return parse_send_email(json.dumps(data))
 
 
 def problem(
-    status: int, title: str, problems: list[Problem] | None = None, headers: dict[str, str] | None = None
+    status: int,
+    title: str,
+    problems: list[Problem] | None = None,
+    headers: dict[str, str] | None = None,
+    **members: str,
 ) -> JSONResponse:
-    """An RFC 9457 answer."""
-    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status}
+    """An RFC 9457 answer, with further members of its own."""
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, **members}
     if problems:
         body["errors"] = [{"path": item.path, "message": item.message} for item in problems]
     return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
@@ -116,7 +155,13 @@ async def _unreadable(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    return problem(503, f"not kept: {error}; try again with the same id", headers={"Retry-After": "5"})
+    return problem(503, f"cannot be answered now: {error}; try again", headers={"Retry-After": "5"})
+
+
+def _unconfirmed(fault: Exception, email_id: str) -> JSONResponse:
+    """The queue may or may not have it: the same id makes trying again safe, so it is told."""
+    title = f"not confirmed: {fault}; try again with the same id"
+    return problem(503, title, headers={"Retry-After": "5"}, id=email_id)
 
 
 class _QuietServer(uvicorn.Server):
@@ -132,7 +177,7 @@ async def serve_api(api: FastAPI, listener: socket.socket, stop: Stop, *, grace_
     import asyncio
 
     config = uvicorn.Config(
-        Guard(api, max_body_bytes=MAX_BODY_BYTES),
+        Guard(api, max_body_bytes=MAX_REQUEST_BYTES),
         log_config=None,
         access_log=False,
         lifespan="off",

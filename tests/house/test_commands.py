@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 
-def gateway(folder: Path, *words: str, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def gateway(
+    folder: Path, *words: str, env: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
     command = [sys.executable, "-m", "gateway.cli", *words]
     return subprocess.run(
@@ -118,7 +120,10 @@ def test_params_come_from_words_json_words_files_and_stdin(tmp_path: Path) -> No
 def test_help_answers_at_once_without_heavy_imports(tmp_path: Path) -> None:
     began = time.process_time()
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "gateway.cli", "--help"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-X", "importtime", "-m", "gateway.cli", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert time.process_time() - began < 5
     heavy = ("sqlalchemy", "pydantic", "fastapi", "jinja2", "aiosmtpd", "alembic", "structlog", "asyncio.sslproto")
@@ -127,7 +132,9 @@ def test_help_answers_at_once_without_heavy_imports(tmp_path: Path) -> None:
 
 
 def test_import_gateway_is_light(tmp_path: Path) -> None:
-    code = "import sys, gateway; print([m for m in ('pydantic', 'sqlalchemy', 'asyncio', 'jinja2') if m in sys.modules])"
+    code = (
+        "import sys, gateway; print([m for m in ('pydantic', 'sqlalchemy', 'asyncio', 'jinja2') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -136,3 +143,19 @@ def test_every_public_name_can_be_imported() -> None:
     import gateway as package
 
     assert [name for name in package.__all__ if getattr(package, name, None) is None] == []
+
+
+def test_a_changed_queue_url_strands_nothing(tmp_path: Path) -> None:
+    assert gateway(tmp_path, "send", "welcome", "--to", "a@b.example", "--param", "name=A").returncode == 0
+    done = gateway(tmp_path, "run", env={"GATEWAY_QUEUE_URL": f"sqlite:///{tmp_path}/other.db"})
+    assert done.returncode == 2
+    assert "queue_url" in lines(done)[0]
+    assert "still holds 1 tickets" in lines(done)[0]
+
+
+def test_the_demo_queues_nothing_where_nobody_listens_or_email_is_really_sent(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        nobody = {"GATEWAY_SMTP_LISTEN": f"127.0.0.1:{probe.getsockname()[1]}"}
+    assert gateway(tmp_path, "demo", env=nobody).returncode == 75
+    assert gateway(tmp_path, "demo", env={"GATEWAY_RELAY_URLS": "smtp://mail.example"}).returncode == 2
+    assert not (tmp_path / "var" / "queue.db").exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from gateway import settings
+from gateway.client import sqlite_path
 from gateway.errors import SettingsError
 
 
@@ -101,6 +103,43 @@ def test_passwords_never_leave_in_what_is_printed() -> None:
     found = settings.load(environment={"GATEWAY_RELAY_URLS": "smtps://user:hunter2@mail.example.org"})
     assert "hunter2" not in str(found.masked())
     assert "smtps://user:***@mail.example.org" in str(found.masked())
+
+
+@pytest.mark.parametrize("password", ["hunter2", "hunter 2", "hun@ter2", "hun:ter2", 'hun"ter2', "hun/ter2"])
+def test_no_odd_password_shows(password: str) -> None:
+    found = settings.load(
+        environment={"GATEWAY_RELAYS": json.dumps([{"url": f"smtps://user:{password}@mail.example"}])}
+    )
+    assert found.masked()["relays"][0]["url"] == "smtps://user:***@mail.example"
+
+
+def test_relays_given_higher_up_win_in_either_spelling(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('[[relays]]\nurl = "smtps://real.example"\n')
+    found = settings.load(config=file, environment={}, overrides=["relay_urls=capture:"])
+    assert [relay.url for relay in found.relays] == ["capture:"]
+    file.write_text('relay_urls = ["capture:"]\n')
+    found = settings.load(config=file, environment={"GATEWAY_RELAYS": '[{"url": "smtps://real.example"}]'})
+    assert [relay.url for relay in found.relays] == ["smtps://real.example"]
+    file.write_text('relay_urls = ["capture:"]\n[[relays]]\nurl = "smtps://real.example"\n')
+    assert "is short for relays" in problems_of(config=file, environment={})[0]
+
+
+def test_no_relay_at_all_is_a_mistake() -> None:
+    assert problems_of(environment={"GATEWAY_RELAY_URLS": ""})[0].startswith(
+        "relay_urls (environment GATEWAY_RELAY_URLS)"
+    )
+
+
+def test_a_relative_queue_in_the_file_starts_at_the_files_folder(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('queue_url = "sqlite:///q.db"\n')
+    assert settings.load(config=file, environment={}).queue_url == f"sqlite:///{tmp_path}/q.db"
+
+
+def test_a_percent_sign_in_data_dir_is_no_escape(tmp_path: Path) -> None:
+    found = settings.load(environment={"GATEWAY_DATA_DIR": str(tmp_path / "a%41b")})
+    assert sqlite_path(found.queue_url) == tmp_path / "a%41b" / "queue.db"
 
 
 def test_the_documented_keys_are_the_keys() -> None:

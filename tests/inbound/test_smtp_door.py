@@ -12,6 +12,7 @@ import pytest
 from conftest import House, Talk
 
 from gateway.errors import QueueUnavailable, StorageFault
+from gateway.maillog import MailLog
 from gateway.runtime import Stop
 
 Connect = Callable[[Any], Awaitable[Talk]]
@@ -260,3 +261,94 @@ async def test_refusals_are_logged_and_counted(house: House, talk_with: Connect)
     await talk.say("MAIL FROM:<ann@example.org>")
     await talk.say("RCPT TO:<nobody@localhost>")
     assert house.log.counters["refused"] == 1
+
+
+class _Full:
+    """A stderr that takes nothing: its disk is full, or nobody reads it any more."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space"), ValueError("closed")])
+async def test_a_kept_mail_is_250_though_the_log_cannot_be_written(
+    error: Exception, house: House, talk_with: Connect
+) -> None:
+    house.log = MailLog(stream=_Full(error))
+    talk = await talk_with(await house.open_door())
+    await talk.begin_data()
+    assert (await talk.say("Subject: x\r\n\r\nx\r\n.")).startswith("250 2.0.0 Ok: kept as")
+    assert len(await house.tickets()) == 1
+    assert house.log.counters["mail-queued"] == 1
+    assert house.log.counters["log-lost"] >= 1
+
+
+async def test_a_fault_that_cannot_be_told_is_still_451(house: House, talk_with: Connect) -> None:
+    intake = house.intake()
+    intake.check_recipient = lambda rcpt_to: 1 / 0  # type: ignore[method-assign,assignment]
+    house.log.door_fault = lambda **facts: {}["secret"]  # type: ignore[method-assign]
+    talk = await talk_with(await house.open_door(intake=intake))
+    await talk.reply()
+    await talk.say("EHLO client")
+    await talk.say("MAIL FROM:<ann@example.org>")
+    assert await talk.say("RCPT TO:<posts@localhost>") == (
+        "451 4.3.0 a fault of ours, the mail is not kept; try again later"
+    )
+
+
+@pytest.mark.parametrize("command", ["HELP", "NOOP", "RSET", "VRFY ann", "EHLO c"])
+async def test_who_pipelines_a_flood_is_served_in_turn_and_ended(
+    command: str, house: House, talk_with: Connect
+) -> None:
+    door = await house.open_door()
+    floods = [await talk_with(door) for _ in range(5)]
+    for flood in floods:
+        flood.writer.write(f"{command}\r\n".encode() * 20_000)
+    talk = await talk_with(door)
+    async with asyncio.timeout(2):
+        await talk.begin_data()
+        assert (await talk.say("Subject: x\r\n\r\nx\r\n.")).startswith("250")
+    for flood in floods:
+        replies = [await flood.reply()]
+        while replies[-1] and not replies[-1].startswith("421"):
+            replies.append(await flood.reply())
+        assert len(replies) <= 102
+
+
+async def test_a_flood_without_a_limit_lets_others_have_their_turn_after_each_command(
+    house: House, talk_with: Connect
+) -> None:
+    door = await house.open_door(junk_commands=10**9)
+    flood = await talk_with(door)
+    flood.writer.write(b"HELP\r\n" * 2_000)
+    await flood.reply()
+    await flood.reply()
+    assert (await flood.reply()).startswith("214")
+    talk = await talk_with(door)
+    await talk.begin_data()
+    assert b"214" in await flood.reader.readexactly(3), "the flood was over before the other client was served"
+    assert (await talk.say("Subject: x\r\n\r\nx\r\n.")).startswith("250")
+
+
+async def test_commands_count_as_junk_only_since_the_last_mail(house: House, talk_with: Connect) -> None:
+    talk = await talk_with(await house.open_door(junk_commands=5))
+    await talk.begin_data()
+    for _ in range(4):
+        assert (await talk.say("x\r\n.")).startswith("250")
+        for line in (
+            "NOOP",
+            "NOOP",
+            "RSET",
+            "NOOP",
+            "RSET",
+            "MAIL FROM:<ann@example.org>",
+            "RCPT TO:<posts@localhost>",
+        ):
+            assert (await talk.say(line)).startswith("250")
+        assert (await talk.say("DATA")).startswith("354")
