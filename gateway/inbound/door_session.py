@@ -157,6 +157,8 @@ class DoorSession(SMTP):
         self._hang_up(f"421 4.4.2 {self.hostname} timeout, closing")
 
     def _hang_up(self, line: str) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
         with suppress(ConnectionError, RuntimeError, AttributeError):
             self._unsent += line.encode() + b"\r\n"
             self._send()
@@ -215,6 +217,7 @@ class DoorSession(SMTP):
         self._junk_commands += 1
         if self._junk_commands > self._limits.junk_commands:
             self._hang_up("421 4.7.0 too many commands without a mail, closing")
+            await asyncio.sleep(0)  # the connection's end is noticed before the next command
         else:
             await command(arg)
 

@@ -141,6 +141,11 @@ class Deliver:
             self._log.handler_failed(ticket.queue, ticket.id, error=fault, next_step="left to the row's current ticket")
             return Done()
 
+    async def bury(self, ticket: Ticket, reason: str) -> None:
+        """Records that a ticket killed its workers: an operator's turn for every recipient it would have worked."""
+        email_id = str(ticket.headers.get("email_id") or ticket.id)
+        await self._ledger.record_dead(email_id, reason=reason, ticket_id=ticket_id_of(ticket))
+
     async def _tell_rows(self, errand: _Errand, ticket: Ticket, fault: Exception) -> bool:
         """Records when the worker will bring this ticket again, or that it will not; False when it must not come."""
         wait_seconds = self._wait_seconds(ticket, fault)

@@ -68,6 +68,12 @@ def crash(request: dict[str, Any], octets: bytes) -> Answer:
     return {}, b""
 
 
+def killed(request: dict[str, Any], octets: bytes) -> Answer:
+    """As the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}, b""
+
+
 def fail(request: dict[str, Any], octets: bytes) -> Answer:
     raise ValueError("the mail makes no sense")
 

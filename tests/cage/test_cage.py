@@ -78,7 +78,7 @@ async def test_entering_does_not_wait_for_the_children() -> None:
 
 @pytest.mark.parametrize(
     ("job", "kind"),
-    [("burn", "cpu"), ("bloat", "memory"), ("bloat_slowly", "memory"), ("crash", "died"), ("doze", "wall")],
+    [("burn", "cpu"), ("bloat", "memory"), ("bloat_slowly", "memory"), ("crash", "crashed"), ("killed", "died"), ("doze", "wall")],
 )
 async def test_a_job_is_ended_at_its_limit_and_the_next_goes_on(
     cage: Cage, job: str, kind: str, tmp_path: Path
@@ -132,7 +132,7 @@ async def test_a_killer_breaks_no_job_beside_it(cage: Cage) -> None:
     killers = [asyncio.create_task(cage.run(JOBS + "crash", {})) for _ in range(5)]
     assert await asyncio.gather(*map(work, range(100))) == list(range(100))
     results = await asyncio.gather(*killers, return_exceptions=True)
-    assert [getattr(result, "kind", result) for result in results] == ["died"] * 5
+    assert [getattr(result, "kind", result) for result in results] == ["crashed"] * 5
 
 
 async def test_a_child_killed_while_idle_is_noticed_before_a_job_gets_it(cage: Cage) -> None:

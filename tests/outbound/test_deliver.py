@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -413,3 +413,91 @@ async def test_a_forged_retry_ticket_changes_nothing_for_a_row_that_is_not_due(d
         forged = replace(retry, headers={**retry.headers, "ticket_id": "forged"}, due_at=None)
         assert await desk.handle(forged) == Done()
         assert relay.seen["rcpt"] == 1
+
+
+async def test_a_ticket_that_dies_takes_its_row_along_and_brings_it_back(
+    desk_of: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of("capture:")
+    email = request()
+
+    async def broken(_: str) -> None:
+        raise PermanentFailure("cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.ledger, "email", broken)
+        with pytest.raises(PermanentFailure):
+            await desk.handle(ticket_of(email))
+    row = await desk.row(email)
+    assert (row.disposition, row.reason) == (Disposition.DEAD, "PermanentFailure: cannot be read")
+    assert await desk.handle(ticket_of(email)) == Done()
+    assert (await desk.row(email)).disposition is Disposition.RELAYED
+
+
+async def test_the_end_of_the_tickets_ladder_is_recorded_dead(desk_of: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = desk_of("capture:")
+    email = request()
+
+    async def broken(_: str) -> None:
+        raise LookupError("gone")
+
+    monkeypatch.setattr(desk.ledger, "email", broken)
+    for attempt, disposition in ((0, Disposition.PENDING), (len(FIVE_DAYS.steps), Disposition.DEAD)):
+        with pytest.raises(LookupError):
+            await desk.handle(ticket_of(email, attempt=attempt))
+        assert (await desk.row(email)).disposition is disposition
+
+
+async def test_an_unknown_email_that_waits_for_a_person_does_not_spin_when_its_time_is_up(
+    desk_of: Build, clock: FakeClock
+) -> None:
+    async with ScriptedRelay({"dot": CLOSE}) as relay:
+        desk = desk_of(f"smtp://127.0.0.1:{relay.port}")
+        email = request(on_unknown="hold", expires_at=clock() + timedelta(minutes=10))
+        await desk.handle(ticket_of(email))
+        clock.advance(700)
+        assert await desk.handle(ticket_of(email)) == Done()
+
+
+async def test_a_conflict_is_recorded(desk_of: Build) -> None:
+    desk = desk_of("capture:")
+    email = request()
+    await desk.handle(ticket_of(email))
+    await desk.handle(ticket_of(request(id=email.id, text="something else")))
+    assert [line["disposition"] for line in await desk.ledger.list_emails()] == ["relayed", "rejected"]
+
+
+async def test_no_attempt_begins_that_could_outlast_the_handlers_deadline(desk_of: Build) -> None:
+    async with ScriptedRelay() as relay:
+        desk = desk_of(f"smtp://127.0.0.1:{relay.port}", patience=Patience(handler_seconds=-1))
+        email = request()
+        assert await desk.handle(ticket_of(email)) == Later(at=desk.clock(), climbs=False)
+        assert relay.connections == 0
+        assert (await desk.row(email)).disposition is Disposition.PENDING
+
+
+@pytest.mark.parametrize("reply", ["421 4.3.2 going down"])
+async def test_a_proven_no_after_the_dot_outlives_a_blink_of_the_store(desk_of: Build, reply: str) -> None:
+    class Flickering(DatabaseLedger):
+        refusals = 3
+
+        async def release_claim(self, claim: Claim, *, due_at: datetime | None = None) -> None:
+            self.refusals -= 1
+            if self.refusals >= 0:
+                raise StoreUnavailable("not now")
+            await super().release_claim(claim, due_at=due_at)
+
+    async with ScriptedRelay({"dot": [reply]}) as relay:
+        patience = Patience(record_again_seconds=0.01)
+        desk = desk_of(f"smtp://127.0.0.1:{relay.port}", ledger=Flickering, patience=patience)
+        email = request()
+        assert isinstance(await desk.handle(ticket_of(email)), Later)
+        row = await desk.row(email)
+        assert (row.disposition, row.copies) == (Disposition.PENDING, 0)
+
+
+async def test_a_long_subject_is_listed_in_one_line(desk_of: Build) -> None:
+    desk = desk_of("capture:")
+    subject = "word " * 40 + "end"
+    await desk.handle(ticket_of(request(subject=subject)))
+    assert {line["subject"] for line in await desk.ledger.list_emails()} == {subject}

@@ -6,16 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from conftest import FakeClock
 from outbound_desk import Desk, request, ticket_of
 from scripted_relay import ScriptedRelay
 
-from gateway.errors import QueueUnavailable
+from gateway.errors import QueueUnavailable, TransientFailure
 from gateway.mail.disposition import Disposition
 from gateway.maillog import MailLog
-from gateway.queue.broker import Done
+from gateway.queue.broker import DeadTicket, Done, Later
+from gateway.queue.sqlite import SqliteBroker
 from gateway.queue.ticket import Ticket
 from gateway.runtime import Stop
 from gateway.watch.sweeper import Swept, sweep, sweep_once
@@ -31,6 +33,10 @@ class Queue:
         self.past = set(past)
         self.asked: list[tuple[str, datetime]] = []
         self.away = False
+        self.letters: list[DeadTicket] = []
+
+    async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
+        return self.letters[:limit]
 
     async def publish(self, tickets: Sequence[Ticket]) -> None:
         await self.desk.publish(tickets)
@@ -132,3 +138,84 @@ async def test_the_loop_outlives_a_queue_that_is_away_and_ends_on_stop(
         stop.set()
         await asyncio.wait_for(running, 2)
         assert len(desk.published) == 1
+
+
+@pytest.mark.parametrize("name", ["ffffffff-ffff-7fff-bfff-ffffffffffff", "0fffffff-ffff-7fff-bfff-ffffffffffff"])
+async def test_a_ticket_id_from_no_time_of_ours_is_reissued_like_any_other(
+    desk_of: Build, clock: FakeClock, name: str
+) -> None:
+    async with ScriptedRelay({"rcpt": ["450 4.2.0 greylisted"]}) as relay:
+        desk = desk_of(f"smtp://127.0.0.1:{relay.port}")
+        email = await lost_retry(desk)
+        clock.advance(1000)
+        [row] = await desk.ledger.overdue(older_than_seconds=120)
+        assert await desk.ledger.reissue(row, ticket_id=name)
+        clock.advance(1000)
+        queue = Queue(desk, "email.send", "email.send.retry")
+        assert (await sweep_once(desk.ledger, queue, clock=clock)).reissued == 1
+        assert (await desk.row(email)).ticket_id != name
+
+
+async def test_the_row_of_a_dead_letter_is_recorded_dead_and_lives_when_it_is_retried(
+    desk_of: Build, clock: FakeClock
+) -> None:
+    desk = desk_of("capture:")
+    email = request()
+    await desk.deliver()._desk.accept(ticket_of(email))
+    clock.advance(1000)
+    queue = Queue(desk, "email.send", "email.send.retry")
+    letter = ticket_of(email)
+    queue.letters = [DeadTicket(number="1", ticket=letter, queue="email.send", reason="crashed", died_at=clock())]
+    assert (await sweep_once(desk.ledger, queue, clock=clock)).reissued == 0
+    row = await desk.row(email)
+    assert (row.disposition, row.reason) == (Disposition.DEAD, "its ticket died: crashed")
+    assert await desk.handle(letter) == Done()
+    assert (await desk.row(email)).disposition is Disposition.RELAYED
+
+
+async def test_rows_that_never_had_a_ticket_do_not_wait_behind_overdue_ones_nor_urgent_behind_bulk(
+    desk_of: Build, clock: FakeClock
+) -> None:
+    desk = desk_of("capture:")
+    for number in range(5):
+        await desk.deliver()._desk.accept(ticket_of(request(f"r{number}@example.org"), queue="email.send.bulk"))
+    urgent, released = request(stream="urgent"), request(send_at=clock() + timedelta(seconds=900), stream="urgent")
+    await desk.deliver()._desk.accept(ticket_of(urgent))
+    await desk.deliver()._desk.accept(ticket_of(released))
+    clock.advance(1000)
+    rows = await desk.ledger.overdue(older_than_seconds=120, limit=3)
+    assert [row.email_id for row in rows[:2]] == [released.id, urgent.id]
+    assert [row.stream for row in rows[2:]] == ["bulk"] * 3
+    queue = Queue(desk, *(f"email.send{name}{retry}" for name in ("", ".urgent", ".bulk") for retry in ("", ".retry")))
+    assert (await sweep_once(desk.ledger, queue, clock=clock)).reissued == 7
+    assert len(queue.asked) == 4, "one question for a queue, not one for each row"
+
+
+@pytest.mark.parametrize("fault", ["no relay serves it", "cannot be rendered for now"])
+async def test_a_row_that_cannot_be_attempted_keeps_its_one_ticket(
+    desk_of: Build, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    desk = desk_of("capture:")
+    if fault == "no relay serves it":
+        monkeypatch.setattr(desk.pool, "usable_at", lambda *_: clock() + timedelta(seconds=300))
+    else:
+
+        async def render(*_: object, **__: object) -> bytes:
+            raise TransientFailure("no child in the cage")
+
+        monkeypatch.setattr("gateway.outbound.render.render", render)
+    async with SqliteBroker(tmp_path / "queue.db", clock=clock) as broker:
+        await broker.publish([ticket_of(request())])
+        async with broker.consume({"email.send": 1, "email.send.retry": 1}, concurrency=1) as consumer:
+            for _ in range(360):
+                await sweep_once(desk.ledger, broker, clock=clock)
+                while any(depth.ready for depth in await broker.depths()):
+                    lease = await anext(aiter(consumer))
+                    try:
+                        outcome = await desk.deliver().handle(lease.ticket)
+                    except TransientFailure:
+                        outcome = Later(at=clock() + timedelta(seconds=30), climbs=False)
+                    await lease.settle(outcome)
+                    await broker.depths()
+                clock.advance(10)
+        assert sum(depth.ready + depth.leased + depth.delayed for depth in await broker.depths()) == 1

@@ -453,3 +453,101 @@ async def test_a_suspect_that_kills_three_workers_more_is_recorded_and_dead(
     assert (found.box, found.queue) == (DEAD_CRASHED, EMAIL_SEND)
     assert buried == [(home, found.reason)]
     assert found.reason == "its worker died 3 times although it worked on nothing else"
+
+
+async def test_a_pause_and_one_fault_of_the_queue_do_not_stop_the_consuming(
+    broker: SqliteBroker, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = asyncio.Event()
+    asked = asyncio.Event()
+    seen: list[str] = []
+
+    async def gate() -> None:
+        asked.set()
+        await opened.wait()
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        return Done()
+
+    write = SqliteBroker._write
+
+    async def write_or_fail(self: SqliteBroker, *args: Any, place: str = "", **values: Any) -> Any:
+        if place == "queue.releasing" and not hands.failures:
+            raise QueueUnavailable("disk full for a moment")
+        return await write(self, *args, place=place or "queue.writing", **values)
+
+    monkeypatch.setattr(SqliteBroker, "_write", write_or_fail)
+    await publish(broker, *map(str, range(3)))
+    async with working(broker, hands, handle, gate=gate):
+        await asked.wait()
+        await until(lambda: any(step.startswith("leases again") for *_, step in hands.failures))
+        opened.set()
+        await until(lambda: len(set(seen)) == 3)
+
+
+async def test_an_observer_that_raises_costs_no_ticket_and_no_place(broker: SqliteBroker, hands: Hands) -> None:
+    seen: list[str] = []
+    unlogged: list[dict[str, Any]] = []
+
+    class Mute(Hands):
+        def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None:
+            raise OSError("nobody reads the log")
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        if ticket.id == "fails":
+            raise PermanentFailure("no such thing")
+        return Done()
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unlogged.append(context))
+    await publish(broker, "fails")
+    async with working(broker, Mute(), handle, concurrency=1, clock=hands.clock):
+        await until(lambda: bool(seen))
+        await publish(broker, "next")
+        await until(lambda: "next" in seen)
+        (dead,) = await broker.dead()
+    assert dead.reason == "PermanentFailure: no such thing"
+    assert "no such thing" in unlogged[0]["message"]
+
+
+async def test_a_fault_of_the_worker_itself_ends_the_lease_all_the_same(broker: SqliteBroker, hands: Hands) -> None:
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        if ticket.id == "fails":
+            raise TransientFailure("busy", owner=FaultOwner.DOMAIN)
+        return Done()
+
+    await publish(broker, "fails")
+    async with working(broker, hands, handle, concurrency=1, jitter=lambda: 1 / 0):
+        await until(is_delayed(broker))
+        await publish(broker, "next")
+        await until(lambda: "next" in seen)
+    ((*_, error, next_step),) = hands.failures
+    assert (type(error), next_step) == (ZeroDivisionError, "again in 30 s")
+
+
+async def test_a_reason_that_is_no_text_is_kept_as_well_as_it_can_be(broker: SqliteBroker, hands: Hands) -> None:
+    async def handle(ticket: Ticket) -> Done:
+        raise PermanentFailure("bad octets \udcff\0")
+
+    async def look() -> bool:
+        return bool(await broker.dead())
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(look)
+    (dead,) = await broker.dead()
+    assert dead.reason == "PermanentFailure: bad octets ?"
+
+
+async def test_an_outcome_the_engine_cannot_write_is_replaced(broker: SqliteBroker, hands: Hands) -> None:
+    async def handle(ticket: Ticket) -> Later:
+        return Later(at="soon")  # type: ignore[arg-type]
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(lambda: bool(hands.failures))
+        await until(is_delayed(broker))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -81,6 +82,81 @@ def test_every_problem_is_told_at_once_with_its_path() -> None:
 )
 def test_one_mistake_is_told_once(changes: dict[str, Any], path: str) -> None:
     assert list(told(PLAIN | changes)) == [path]
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"to": ["ann@example.org"] * 101}, "to", "has 101 items, at most 100"),
+        ({"reply_to": ["ann@example.org"] * 500_000}, "reply_to", "has 500000 items, at most 100"),
+        ({"metadata": {str(i): "" for i in range(200_000)}}, "metadata", "has 200000 items, at most 50"),
+        ({"metadata": {"k": "x" * 2001}}, "metadata.k", "String should have at most 2000 characters"),
+        ({"params": {"a": [0] * 1_000_000}}, "params", "has too many values"),
+        ({"params": {"a": [[]] * 20_000}}, "params", "has too many values"),
+        ({"params": {"a": "x" * 1024 * 1024}}, "params", "is too long"),
+        ({"params": {"a": "\n" * 600_000}}, "params", "is too long"),
+        ({"params": {"x" * 2_000_000: 1}}, "params", "is too long"),
+        ({"params": nested(40)}, "params", "is nested deeper than 32 levels"),
+        ({"params": nested(100_000)}, "params", "is nested deeper than 32 levels"),
+        ({str(i): 1 for i in range(300_000)}, "(request)", "is too large or too deep"),
+        ({"attachments": [{str(i): 1 for i in range(300_000)}]}, "(request)", "is too large or too deep"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "",
+)
+def test_what_is_too_large_is_told_before_it_costs_anything(changes: dict[str, Any], path: str, message: str) -> None:
+    began = time.process_time()
+    [(where, what)] = told(PLAIN | changes).items()
+    assert where == path
+    assert what.startswith(message)
+    assert time.process_time() - began < 0.5
+
+
+def test_a_body_beyond_the_limit_is_not_even_parsed() -> None:
+    assert told(b" " * (16 * 1024 * 1024 + 1)) == {"(request)": "has 16777217 bytes, at most 16777216"}
+
+
+def test_endless_problems_are_told_up_to_a_hundred_and_long_keys_cut() -> None:
+    assert len(told(PLAIN | {"params": {str(i): float("nan") for i in range(10_000)}})) == 100
+    [path] = told(PLAIN | {"x" * 1_000_000: 1})
+    assert len(path) == 100
+
+
+def test_large_honest_params_pass() -> None:
+    rows = [{"name": f"item {i}", "price": i} for i in range(6_000)]
+    assert len(parse_send_email(json.dumps(PLAIN | {"params": {"rows": rows}})).params["rows"]) == 6_000
+
+
+def test_an_attachment_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
+    limit = 8 * 1024 * 1024
+    exact = parse_send_email(PLAIN | {"attachments": [Attachment.of("a", bytes(limit)).model_dump()]})
+    assert len(exact.attachments[0].octets()) == limit
+    for extra in (1, 2, 3):
+        problems = told(PLAIN | {"attachments": [Attachment.of("a", bytes(limit + extra)).model_dump()]})
+        assert problems == {"attachments": f"{limit + extra} bytes inline, at most {limit}; upload a blob instead"}
+
+
+@pytest.mark.parametrize(
+    ("times", "path", "message"),
+    [
+        ({"send_at": "9999-12-31T23:59:59Z"}, "send_at", "is not between the years 2000 and 2100"),
+        ({"expires_at": "9999-12-31T23:59:59-23:59"}, "expires_at", "is not between the years 2000 and 2100"),
+        ({"send_at": "0001-01-01T00:00:00+23:59"}, "send_at", "is not between the years 2000 and 2100"),
+        (
+            {"send_at": "2026-12-01T10:00:00Z", "expires_at": "2026-12-01T11:00:00+01:00"},
+            "expires_at",
+            "is not after send_at",
+        ),
+    ],
+)
+def test_times_are_of_this_age_and_in_order(times: dict[str, str], path: str, message: str) -> None:
+    assert told(PLAIN | times) == {path: message}
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"to": ["\xff"]}'])

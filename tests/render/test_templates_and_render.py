@@ -230,6 +230,9 @@ async def rendered_message(cage: Cage, request: SendEmail, blobs: Mapping[str, b
     async def read_blob(digest: str) -> bytes:
         return (blobs or {})[digest]
 
+    async def blob_size(digest: str) -> int | None:
+        return len(blobs[digest]) if blobs and digest in blobs else None
+
     octets = await render(
         request,
         message_id="<1@gw.example>",
@@ -238,6 +241,7 @@ async def rendered_message(cage: Cage, request: SendEmail, blobs: Mapping[str, b
         cage=cage,
         templates=TemplateSet([SHIPPED]),
         read_blob=read_blob if blobs else no_blob,
+        blob_size=blob_size,
     )
     return email.message_from_bytes(octets)
 
@@ -267,3 +271,60 @@ async def test_an_app_may_bring_its_own_subject_and_text(cage: Cage) -> None:
     assert message.get_content_type() == "text/plain"
     payload = message.get_payload(decode=True)
     assert payload == "Ça va?\r\n".encode()
+
+
+async def test_attachments_beyond_all_measure_are_refused_before_one_is_read(cage: Cage) -> None:
+    attachments = tuple(Attachment(filename=f"{i}.bin", blob="sha256:" + "0" * 64) for i in range(20))
+    request = SendEmail(to=("ann@example.org",), subject="x", text="x", attachments=attachments)
+
+    async def blob_size(digest: str) -> int:
+        return 8 * 1024 * 1024
+
+    with pytest.raises(PermanentFailure, match="its attachments make an email of 229582940 bytes") as failure:
+        await render(
+            request,
+            message_id="<1@gw.example>",
+            date=datetime(2026, 11, 21, tzinfo=UTC),
+            default_from="gw@gw.example",
+            cage=cage,
+            templates=TemplateSet([SHIPPED]),
+            read_blob=no_blob,
+            blob_size=blob_size,
+        )
+    assert failure.value.owner is FaultOwner.CONTENT
+
+
+async def test_an_attachment_that_is_not_in_the_blob_store_is_told(cage: Cage) -> None:
+    request = SendEmail(
+        to=("ann@example.org",),
+        subject="x",
+        text="x",
+        attachments=(Attachment(filename="a", blob="sha256:" + "0" * 64),),
+    )
+    with pytest.raises(PermanentFailure, match="is not in the blob store"):
+        await rendered_message(cage, request)
+
+
+async def test_a_template_that_crashes_its_child_is_the_contents_fault(cage: Cage, tmp_path: Path) -> None:
+    templates = write(tmp_path, "deep", {"body.html": "{% for i in items %}<div>{% endfor %}"})
+    with pytest.raises(PermanentFailure, match=r"template deep breaks its rendering \(SIG") as failure:
+        await filled(cage, templates, "deep", {"items": [0] * 15_000})
+    assert failure.value.owner is FaultOwner.CONTENT
+
+
+async def test_what_editors_leave_behind_is_no_template(cage: Cage, tmp_path: Path) -> None:
+    templates = write(tmp_path, "news", {"body.txt": "news"})
+    (tmp_path / "news" / ".#body.html").symlink_to("ann@host.4711")
+    (tmp_path / "news" / ".body.txt.swp.txt").write_bytes(b"\xff")
+    assert (await filled(cage, templates, "news", {})).text == "news\n"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    templates = write(tmp_path, "news", {})
+    (tmp_path / "news" / "body.de.txt").write_bytes(b"Gr\xfc\xdfe")
+    with pytest.raises(TransientFailure, match=r"body\.de\.txt is not UTF-8: invalid start byte at octet 2"):
+        templates.sources("news")
+    (tmp_path / "news" / "body.de.txt").unlink()
+    (tmp_path / "news" / "body.html").symlink_to("nowhere")
+    with pytest.raises(TransientFailure, match=r"news/body\.html"):
+        templates.sources("news")

@@ -1,0 +1,82 @@
+"""The doctor looks, warns by name, and leaves everything as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import check_values, open_cage
+from gateway.errors import SettingsError
+from gateway.settings import Settings
+
+
+def doctor(folder: Path, *, env: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+    command = [sys.executable, "-m", "gateway.cli", "doctor", "--json"]
+    done = subprocess.run(command, cwd=folder, env=kept | (env or {}), capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def found(findings: list[dict[str, Any]], what: str) -> list[tuple[str, str]]:
+    return [(item["level"], item["finding"]) for item in findings if item["what"] == what]
+
+
+def test_the_doctor_makes_and_changes_no_file(tmp_path: Path) -> None:
+    findings = doctor(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert found(findings, "relay") == [("warning", "capture: email is written to files and never sent")]
+    assert found(findings, "store")[0][0] == "ok"
+
+
+def test_relays_are_shown_by_name_and_security_and_unverified_ones_warn(tmp_path: Path) -> None:
+    urls = "smtps://u:hunter2@mail.example.org?verify=no smtp+starttls://other.example.org"
+    findings = doctor(tmp_path, env={"GATEWAY_RELAY_URLS": urls})
+    assert found(findings, "relay") == [
+        ("warning", "mail.example.org:465, tls: its certificate is not verified"),
+        ("ok", "other.example.org:587, starttls"),
+    ]
+
+
+def test_a_store_without_our_schema_is_told_and_left_alone(tmp_path: Path) -> None:
+    import sqlite3
+
+    (tmp_path / "var").mkdir()
+    path = tmp_path / "var" / "store.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE strangers (a)")
+    connection.close()
+    before = path.read_bytes()
+    [(level, text)] = found(doctor(tmp_path), "store")
+    assert level == "wrong"
+    assert "not the gateway's" in text
+    assert path.read_bytes() == before
+    path.write_bytes(b"")
+    assert found(doctor(tmp_path), "store")[0][0] == "ok"
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8025", "[::]:8025", "192.0.2.1:8025", "mail.example.org:8025"])
+def test_listening_beyond_loopback_is_refused(tmp_path: Path, listen: str) -> None:
+    with pytest.raises(SettingsError, match=r"web_listen.*needs a user, which this version does not have yet"):
+        check_values(Settings(data_dir=tmp_path, web_listen=listen).filled())
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.1.2.3:8025", "[::1]:8025", "localhost:8025"])
+def test_listening_on_loopback_is_not(tmp_path: Path, listen: str) -> None:
+    check_values(Settings(data_dir=tmp_path, web_listen=listen).filled())
+
+
+async def test_the_first_render_pays_no_imports(tmp_path: Path) -> None:
+    cage = open_cage(Settings(data_dir=tmp_path).filled())
+    cage._allow = ("cage_imports:",)
+    async with cage:
+        answer, _ = await cage.run("cage_imports:render_and_tell_imports", {})
+    assert answer["imported"] == []
