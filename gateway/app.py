@@ -244,6 +244,7 @@ async def _send_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
         log=parts.log,
         mail_from=settings.mail_from,
         claim_seconds=settings.limits.claim,
+        handler_seconds=settings.limits.handler,
     )
     weights = {EMAIL_SEND_URGENT: 8, EMAIL_SEND: 4, EMAIL_SEND_BULK: 2}
     return _Trade(

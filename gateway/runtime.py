@@ -1,7 +1,9 @@
 """The life of a process: start in order, stop in order, and named places to die at in tests.
 
-`serve()` runs services side by side until the first signal (`stop_on_signals`); then each gets `grace_seconds` to finish; a second signal
-kills at once.  A service that ends or raises by itself stops the process with exit 1: a half-alive gateway lies.
+`serve()` runs services side by side until the first signal (`stop_on_signals`); then each gets `grace_seconds` to finish and
+`CLEANUP_SECONDS` more to put things in order.  A second signal kills at once, unless it comes within a second of the first:
+make and supervisors signal the group and the process, so that one wish is heard twice.  A service that ends or raises by
+itself stops the process with exit 1: a half-alive gateway lies.
 
 `failpoint(name)` is a no-op unless the environment variable GATEWAY_FAILPOINT names it (`name` kills with SIGKILL at the
 first pass, `name:N` at the N-th, `name:raise` raises OSError each time).  Only tests arm it.
@@ -13,6 +15,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -22,6 +25,8 @@ Clock = Callable[[], datetime]
 Service = Callable[["Stop"], Awaitable[None]]
 T = TypeVar("T")
 LARGE_BYTES = 64 * 1024
+CLEANUP_SECONDS = 5.0
+SAME_SIGNAL_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -58,8 +63,9 @@ class Stop:
 def stop_on_signals(stop: Stop) -> Iterator[None]:
     """SIGINT and SIGTERM set `stop`; the second one ends the process at once."""
     loop = asyncio.get_running_loop()
+    signals = _Signals(stop)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _on_signal, stop)
+        loop.add_signal_handler(number, signals.hear)
     try:
         yield
     finally:
@@ -67,15 +73,20 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def serve(services: dict[str, Service], *, grace_seconds: float, stop: Stop) -> int:
-    """Runs every service until the wish to stop or a death; returns the exit code (0 asked to stop, 1 a service died)."""
+async def serve(
+    services: dict[str, Service], *, grace_seconds: float, stop: Stop, cleanup_seconds: float = CLEANUP_SECONDS
+) -> int:
+    """Runs every service until the wish to stop or a death; returns the exit code (0 asked to stop, 1 a service died).
+
+    `grace_seconds` is what a service gives its own work; it is cancelled `cleanup_seconds` later.
+    """
     tasks = {asyncio.create_task(_run(service, stop), name=name): name for name, service in services.items()}
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         asked = stop.is_set
         stop.set()
-        _, late = await asyncio.wait(tasks, timeout=grace_seconds)
+        _, late = await asyncio.wait(tasks, timeout=grace_seconds + cleanup_seconds)
         for task in late:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -95,10 +106,20 @@ async def _run(service: Service, stop: Stop) -> None:
     await service(stop)
 
 
-def _on_signal(stop: Stop) -> None:
-    if stop.is_set:
-        os._exit(1)
-    stop.set()
+class _Signals:
+    """Tells a second wish to stop from the first one heard twice."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._first_at = float("-inf")
+
+    def hear(self) -> None:
+        now = time.monotonic()
+        if not self._stop.is_set:
+            self._first_at = now
+            self._stop.set()
+        elif now - self._first_at >= SAME_SIGNAL_SECONDS:
+            os._exit(1)
 
 
 def die_with(parent: int) -> None:

@@ -19,6 +19,7 @@ import os
 import queue
 import socket
 import sqlite3
+import stat
 import struct
 import threading
 import time
@@ -46,6 +47,7 @@ GLANCE_SECONDS = 0.05
 LINGER_SECONDS = 0.01
 READ_SECONDS = 5.0
 PATIENCE_SECONDS = 15.0
+_BRIEFLY_SECONDS = 0.3
 _SOCKET_PATH_BYTES = 107
 
 _FAULTS = frozenset(
@@ -72,7 +74,7 @@ class SqliteFile:
     def __init__(self, path: Path, *, prepare: Prepare | None = None) -> None:
         """`prepare` creates what is missing: it runs in the turn, in a transaction, each time the writer opens the file."""
         self.path = path
-        self._belfry = _Belfry(path.with_name(path.name + ".bells"))
+        self._belfry = _Belfry(path.with_name(path.name + ".bells"), of=path)
         self._writer = _Writer(path, prepare, self._belfry)
         self._reader = _Reader(path)
         self._process = 0
@@ -89,15 +91,18 @@ class SqliteFile:
         try:
             await self.write(lambda connection: None, rings=False)
         except BaseException:
-            await self.close()
+            await self._close(_BRIEFLY_SECONDS)  # a thread that waits for the turn may wait for ever
             raise
 
     async def close(self) -> None:
         """Runs what was offered, then closes; idempotent."""
+        await self._close(PATIENCE_SECONDS)
+
+    async def _close(self, patience_seconds: float) -> None:
         if self._process == os.getpid():
             self._process = 0
-            await asyncio.to_thread(self._reader.end)
-            await asyncio.to_thread(self._writer.end)
+            await asyncio.to_thread(self._reader.end, patience_seconds)
+            await asyncio.to_thread(self._writer.end, patience_seconds)
             self._belfry.close()
 
     async def __aenter__(self) -> SqliteFile:
@@ -187,9 +192,9 @@ class _Worker:
     def offer(self, offer: _Offer[Any]) -> None:
         self._offers.put(offer)
 
-    def end(self) -> None:
+    def end(self, patience_seconds: float) -> None:
         self._offers.put(None)
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(patience_seconds)
 
     def _run(self) -> None:
         raise NotImplementedError
@@ -332,14 +337,23 @@ class _Reader(_Worker):
             connection.execute("BEGIN")
             try:
                 offer.result = offer.work(connection)
-            finally:
-                connection.execute("ROLLBACK")
+            except BaseException:
+                self._roll_back(connection)
+                raise
+            connection.execute("ROLLBACK")
         # Broad: this thread must outlive what it is given; the caller hears of it.
         except BaseException as error:  # noqa: BLE001
             offer.error = error
             if _is_fault(error) or isinstance(error, OSError):
                 self._link.close()
                 offer.error = _fault(self._path, error)
+
+    def _roll_back(self, connection: Connection) -> None:
+        """Ends a read that failed; what fails here must not hide why."""
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            self._link.close()
 
 
 class _Link:
@@ -352,7 +366,7 @@ class _Link:
         self._may_create = not query_only
         self._connection: Connection | None = None
         self._identity = (0, 0)
-        self._turn = _Turn(path.with_name(path.name + ".turn"))
+        self._turn = _Turn(path.with_name(path.name + ".turn"), of=path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -385,8 +399,9 @@ class _Link:
 
     def close(self) -> None:
         """Closes in the turn; where the turn cannot be had the connection is left to the end of the process."""
-        with suppress(OSError), self._turn:
-            self._drop()
+        if self._connection is not None:
+            with suppress(OSError), self._turn:
+                self._drop()
         self._turn.close()
 
     def _connect(self) -> Connection:
@@ -442,17 +457,52 @@ def _identity(path: Path) -> tuple[int, int]:
     return (facts.st_dev, facts.st_ino)
 
 
+def open_beside(path: Path, of: Path) -> int:
+    """Opens a file that belongs to the file `of`; one made here is given to that one's owner."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    with suppress(FileExistsError):
+        # Exclusive, so that root gives away only what it has made itself, not what a link of that name leads to.
+        number = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o660)
+        _give_to_owner(number, of)
+        return number
+    return os.open(path, flags | os.O_CREAT, 0o660)  # it may be gone again meanwhile
+
+
+def make_folder_beside(folder: Path, of: Path) -> None:
+    """Makes the folder if it is missing; one made here is given to the owner of the file `of`."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _give_to_owner(number, of)
+        finally:
+            os.close(number)
+
+
+def _give_to_owner(made: int, of: Path) -> None:
+    """Whoever may write the file must be able to use what stands beside it, also when root looked in first."""
+    with suppress(OSError):
+        facts, mine = os.stat(of), os.fstat(made)
+        shared = (0o060 if facts.st_mode & 0o020 else 0) | (0o006 if facts.st_mode & 0o002 else 0)
+        executable = 0o111 if stat.S_ISDIR(mine.st_mode) else 0
+        if shared:
+            os.fchmod(made, stat.S_IMODE(mine.st_mode) | shared | executable & (shared >> 1 | shared >> 2))
+        if (facts.st_uid, facts.st_gid) != (mine.st_uid, mine.st_gid):
+            os.fchown(made, facts.st_uid, facts.st_gid)
+
+
 class _Turn:
     """The turnstile: whoever holds it may commit, checkpoint, open and close. Not re-entrant; one per thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, of: Path) -> None:
         self._path = path
+        self._of = of
         self._number = -1
 
     def __enter__(self) -> None:
         while True:
             if self._number < 0:
-                self._number = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+                self._number = open_beside(self._path, self._of)
             fcntl.flock(self._number, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._number), os.stat(self._path)):
@@ -513,13 +563,14 @@ def _fault(path: Path, error: BaseException) -> StorageFault:
 class _Belfry:
     """The folder of bells beside the file: a datagram socket for each process that waits."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, of: Path) -> None:
         self._folder = folder
+        self._of = of
         self._number = -1
         self._voice: socket.socket | None = None
 
     def open(self) -> None:
-        self._folder.mkdir(exist_ok=True)
+        make_folder_beside(self._folder, self._of)
         self._number = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._voice = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
@@ -533,10 +584,17 @@ class _Belfry:
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             bell.bind(self._address(name))
+            self._give_to_owner(name)
         except BaseException:
             bell.close()
             raise
         return bell
+
+    def _give_to_owner(self, name: str) -> None:
+        with suppress(OSError):
+            facts = os.stat(self._of)
+            if facts.st_uid != os.geteuid():
+                os.chown(self._folder / name, facts.st_uid, facts.st_gid, follow_symlinks=False)
 
     def take_down(self, name: str) -> None:
         with suppress(OSError):  # gone already

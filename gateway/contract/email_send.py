@@ -48,7 +48,6 @@ MAX_PARAMS_VALUES = 20_000
 MAX_OTHER_VALUES = 5_000
 YEARS = range(2000, 2101)
 _TEXT = 1024 * 1024
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MAX_PROBLEMS = 100
 _MAX_KEY_SHOWN = 100
 _LISTS = {"to": 100, "cc": 100, "bcc": 100, "reply_to": 100, "notify": 10, "tags": 20, "attachments": 100}
@@ -320,7 +319,10 @@ def _nearest(key: str, *, of_attachment: bool) -> str:
 def _has_too_many_values(body: bytes) -> bool:
     """Whether the JSON is sure to have more values than any request may, found by counting: parsing would hold the GIL."""
     most = MAX_PARAMS_VALUES + MAX_OTHER_VALUES
-    return body.count(b",") > most and _STRING.sub(b"", body).count(b",") > most
+    if body.count(b",") <= most:
+        return False
+    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # now each quote begins or ends a string
+    return bare.count(b'"') > 4 * most or sum(text.count(b",") for text in bare.split(b'"')[::2]) > most
 
 
 def parse_send_email(body: bytes | str | dict[str, Any]) -> SendEmail:

@@ -7,6 +7,7 @@ parsed is held with its octets; a mailbox (or the store) that raises delays its 
 held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
 A ticket with the header `replay` works what waits for a person, too (`inbound.replay`).
 Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
+A mail whose blob is missing climbs the ladder, too, and then is a dead letter.
 A ticket that is no mail (headers missing, other octets than promised) raises PermanentFailure: a dead letter with its reason.
 Limits: Forward is held until there is a way to send it on.
 """
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gateway.errors import PermanentFailure, StoreUnavailable, TransientFailure
+from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.attachments import TypedAttachment
 from gateway.inbound.decide import Decider, Decision, Postpone
 from gateway.inbound.faults import HEADER as FAULT
@@ -54,6 +55,10 @@ class _Arrival:
     octets: bytes
     blob: str | None
     sha256: str
+
+
+class _BlobMissing(TransientFailure):
+    """The store answers and has no such blob: it may come back (a folder mounted late), so the ladder is climbed first."""
 
 
 class Ingest:
@@ -109,8 +114,8 @@ class Ingest:
         """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
         try:
             arrival = await self._open(ticket)
-        except PermanentFailure:
-            return  # it is no mail; its dead letter says so
+        except (PermanentFailure, _BlobMissing):
+            return  # it is no mail, or has none any more; its dead letter says so
         await self._record_received(arrival)
         for rcpt_to in await self._open_recipients(arrival):
             await self._mails.record_dead(arrival.envelope.mail_id, rcpt_to, mailbox="", reason=reason)
@@ -149,7 +154,7 @@ class Ingest:
         except StoreUnavailable:
             if await self._blobs.exists(blob):
                 raise
-            raise PermanentFailure(f"no mail: the blob {blob} is not in the store") from None
+            raise _BlobMissing(f"the blob {blob} is not in the store", owner=FaultOwner.CONTENT) from None
 
     async def _open_recipients(self, arrival: _Arrival) -> list[str]:
         """The recipients that need a decision; one that is held waits for a person, unless that person sent this ticket.

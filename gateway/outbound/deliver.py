@@ -282,8 +282,9 @@ class Deliver:
 
     def _may_begin_at(self, round_: _Round, recipient: str) -> datetime | None:
         """When an attempt may begin that must not begin now: no relay is usable, or this ticket's time is up."""
-        email, now = round_.email, self._clock()
+        email = round_.email
         usable_at = self._pool.usable_at(email.stream, self._return_path(email, recipient))
+        now = self._clock()  # read after the pool read it: a usable relay is usable at its own now
         if usable_at > now:
             return usable_at
         return now if asyncio.get_running_loop().time() > round_.errand.begin_until else None

@@ -166,7 +166,11 @@ class Broker(Protocol):
         ...
 
     async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
-        """The dead letters, oldest first."""
+        """The dead letters, oldest first, their tickets without the bodies."""
+        ...
+
+    async def dead_one(self, number: str) -> DeadTicket | None:
+        """One dead letter with its body; None when there is none of that number."""
         ...
 
     async def retry_dead(self, number: str) -> bool:

@@ -32,7 +32,7 @@ from gateway.queue.shares import Shares
 from gateway.queue.sqlite_tables import Claim, Row, micros
 from gateway.queue.ticket import Ticket
 from gateway.runtime import Clock, failpoint, utc_now
-from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile
+from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile, make_folder_beside, open_beside
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class SqliteBroker:
     def __init__(self, path: Path, *, clock: Clock = utc_now, reap_seconds: float = 2.0) -> None:
         """Every `reap_seconds` a consumer looks for leases whose time or holder is gone."""
         self._file = SqliteFile(path, prepare=tables.create_schema)
-        self._life = _Life(path.with_name(path.name + ".lives"))
+        self._life = _Life(path.with_name(path.name + ".lives"), of=path)
         self._clock = clock
         self._reap_seconds = reap_seconds
 
@@ -131,6 +131,9 @@ class SqliteBroker:
 
     async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
         return await self._read(partial(tables.dead, limit=limit))
+
+    async def dead_one(self, number: str) -> DeadTicket | None:
+        return await self._read(partial(tables.dead_one, number=number))
 
     async def retry_dead(self, number: str) -> bool:
         return await self._write(partial(tables.retry_dead, number=number, now=micros(self._clock())))
@@ -367,18 +370,19 @@ def _release_all(connection: Connection, rows: Sequence[Row]) -> None:
 class _Life:
     """A lock that lives as long as this process has the broker open; by it others know its leases are worth something."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, of: Path) -> None:
         self._folder = folder
+        self._of = of
         self._number = -1
         self.name = ""
 
     def begin(self) -> None:
-        self._folder.mkdir(exist_ok=True)
+        make_folder_beside(self._folder, self._of)
         for name in os.listdir(self._folder):
             self.is_over(name)
         while self._number < 0:
             self.name = uuid.uuid4().hex
-            self._number = os.open(self._folder / self.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            self._number = open_beside(self._folder / self.name, self._of)
             fcntl.flock(self._number, fcntl.LOCK_EX)
             if not (self._folder / self.name).exists():  # taken for dead between its making and its lock
                 self.end()
@@ -391,20 +395,25 @@ class _Life:
             self._number = -1
 
     def is_over(self, name: str) -> bool:
-        """Whether the holder of that name is dead; its file goes with it."""
+        """Whether the holder of that name is dead; its file goes with it.
+
+        One we may not ask, since it is another user's, counts as alive: its leases end with their time.
+        """
         if name == self.name and self._number >= 0:
             return False
         try:
             number = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return True
+        except OSError:
+            return False
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(self._folder / name)
-        except BlockingIOError:
-            return False
         except FileNotFoundError:
             pass  # another saw it, too
+        except OSError:  # BlockingIOError: it is held, its holder lives
+            return False
         finally:
             os.close(number)
         return True

@@ -55,6 +55,9 @@ _INSERT = """INSERT INTO tickets (queue, id, content_type, headers, attempt, due
     published_at, ready_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _COLUMNS = """number, queue, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app, published_at,
     deliveries, body"""
+_DEAD_COLUMNS = """number, died_in, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app, published_at,
+    deliveries, {body}, reason, ready_at, queue"""
+_LARGEST = 2**63 - 1
 _SELECT = f"SELECT {_COLUMNS} FROM tickets JOIN bodies USING (number) "
 _UNLEASED = "token = NULL, holder = NULL, lease_until = NULL"
 _MINE = "WHERE number = ? AND token = ?"
@@ -321,11 +324,27 @@ def has_consumed_past(connection: Connection, queue: str, since: int, now: int) 
 
 def dead(connection: Connection, limit: int) -> list[DeadTicket]:
     rows = connection.execute(
-        f"""SELECT {_COLUMNS.replace("queue,", "died_in,", 1)}, reason, ready_at, queue FROM tickets JOIN bodies USING (number)
+        f"""SELECT {_DEAD_COLUMNS.format(body="x''")} FROM tickets
             WHERE queue IN (?, ?) AND token IS NULL ORDER BY ready_at, number LIMIT ?""",
-        (DEAD_FAILED, DEAD_CRASHED, limit),
+        (DEAD_FAILED, DEAD_CRASHED, min(limit, _LARGEST)),
     )
     return [_dead_ticket(values) for values in rows.fetchall()]
+
+
+def dead_one(connection: Connection, number: str) -> DeadTicket | None:
+    rows = connection.execute(
+        f"""SELECT {_DEAD_COLUMNS.format(body="body")} FROM tickets JOIN bodies USING (number)
+            WHERE number = ? AND queue IN (?, ?) AND token IS NULL""",
+        (_number(number), DEAD_FAILED, DEAD_CRASHED),
+    )
+    values = rows.fetchone()
+    return None if values is None else _dead_ticket(values)
+
+
+def _number(text: str) -> int:
+    """The row of that number; one that no row has when it is none."""
+    is_number = text.isascii() and text.isdigit() and len(text) < 19
+    return int(text) if is_number else -1
 
 
 def _dead_ticket(values: tuple[Any, ...]) -> DeadTicket:
@@ -342,22 +361,17 @@ def _dead_ticket(values: tuple[Any, ...]) -> DeadTicket:
 
 
 def retry_dead(connection: Connection, number: str, now: int) -> bool:
-    if not number.isascii() or not number.isdigit():
-        return False
-    row = connection.execute("SELECT died_in FROM tickets WHERE number = ? AND died_in IS NOT NULL", (int(number),))
+    row = connection.execute("SELECT died_in FROM tickets WHERE number = ? AND died_in IS NOT NULL", (_number(number),))
     if (found := row.fetchone()) is None:
         return False
     connection.execute(
         """UPDATE tickets SET queue = ?, attempt = 0, deliveries = 0, due_at = NULL, ready_at = ?, published_at = ?,
             died_in = NULL, reason = NULL WHERE number = ?""",
-        (fresh_queue(found[0]), now, now, int(number)),
+        (fresh_queue(found[0]), now, now, _number(number)),
     )
     return True
 
 
 def drop_dead(connection: Connection, number: str) -> bool:
-    if not number.isascii() or not number.isdigit():
-        return False
-    return (
-        connection.execute("DELETE FROM tickets WHERE number = ? AND died_in IS NOT NULL", (int(number),)).rowcount == 1
-    )
+    statement = "DELETE FROM tickets WHERE number = ? AND died_in IS NOT NULL"
+    return connection.execute(statement, (_number(number),)).rowcount == 1

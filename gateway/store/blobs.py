@@ -2,7 +2,8 @@
 
 `put` returns when the octets are on disk under their name (written aside, fsynced, renamed, folders fsynced).  A put of
 what is there already renews its age, so that a collector never takes what somebody just relied on.
-Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
+Promises: `get` returns exactly what was put or raises; a fault of the disk, the whole folder missing included, is
+StoreUnavailable.
 Limits: octets pass through memory whole; the file store is for one machine.
 """
 
@@ -37,7 +38,9 @@ class BlobStore(Protocol):
         """The octets, proved against the digest; raises StoreUnavailable when missing or damaged."""
         ...
 
-    async def exists(self, digest: str) -> bool: ...
+    async def exists(self, digest: str) -> bool:
+        """Raises StoreUnavailable where that cannot be known."""
+        ...
 
     async def size(self, digest: str) -> int | None:
         """How many octets there are, None where there is no such blob."""
@@ -57,7 +60,10 @@ class FileBlobStore:
         return await self._in_thread(lambda: self._get(digest))
 
     async def exists(self, digest: str) -> bool:
-        return await self.size(digest) is not None
+        found = await self.size(digest) is not None
+        if not found and not await self._in_thread(self._folder.is_dir):
+            raise StoreUnavailable(f"blobs: {self._folder} is not there")
+        return found
 
     async def size(self, digest: str) -> int | None:
         return await self._in_thread(lambda: _size(self._path(digest)))

@@ -78,7 +78,14 @@ async def test_entering_does_not_wait_for_the_children() -> None:
 
 @pytest.mark.parametrize(
     ("job", "kind"),
-    [("burn", "cpu"), ("bloat", "memory"), ("bloat_slowly", "memory"), ("crash", "crashed"), ("killed", "died"), ("doze", "wall")],
+    [
+        ("burn", "cpu"),
+        ("bloat", "memory"),
+        ("bloat_slowly", "memory"),
+        ("crash", "crashed"),
+        ("killed", "died"),
+        ("doze", "wall"),
+    ],
 )
 async def test_a_job_is_ended_at_its_limit_and_the_next_goes_on(
     cage: Cage, job: str, kind: str, tmp_path: Path

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
-from gateway.runtime import Stop, serve
+from gateway.runtime import SAME_SIGNAL_SECONDS, Stop, serve
 
 PROGRAM = """
 import asyncio, sys
@@ -49,8 +50,19 @@ def test_a_second_signal_kills_at_once() -> None:
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     assert process.stdout.readline() == "stopping\n"
+    time.sleep(SAME_SIGNAL_SECONDS)  # until then it counts as the same one
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 1
+
+
+def test_one_wish_heard_twice_is_one_wish() -> None:
+    process = program("await stop.wait(); print('stopping', flush=True); await asyncio.sleep(0.3); print('done')")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopping\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=10)
+    assert (out, process.returncode) == ("done\n", 0)
 
 
 def test_a_service_that_dies_stops_the_process_with_exit_1_and_says_why() -> None:
@@ -84,5 +96,19 @@ async def test_a_service_that_does_not_end_in_its_grace_time_is_cancelled() -> N
             cancelled.set()
 
     stop.set()
-    assert await serve({"deaf": deaf}, grace_seconds=0.01, stop=stop) == 0
+    assert await serve({"deaf": deaf}, grace_seconds=0.01, cleanup_seconds=0.01, stop=stop) == 0
     assert cancelled.is_set()
+
+
+async def test_a_service_that_needs_its_whole_grace_has_time_to_clean_up() -> None:
+    stop = Stop()
+    cleaned = asyncio.Event()
+
+    async def tidy(stop: Stop) -> None:
+        await asyncio.sleep(0.1)  # its own work's grace
+        await asyncio.sleep(0.1)
+        cleaned.set()
+
+    stop.set()
+    assert await serve({"tidy": tidy}, grace_seconds=0.1, stop=stop) == 0
+    assert cleaned.is_set()

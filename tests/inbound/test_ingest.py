@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import House
 
-from gateway.errors import PermanentFailure, StoreUnavailable
+from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.mailbox import Context, Discard, Forward, Hold, Outcome, ReceivedMail, Refuse
 from gateway.mail.envelope import Envelope
 from gateway.queue.broker import Done
@@ -269,7 +269,6 @@ async def test_a_recipient_without_a_mailbox_is_held_not_lost(house: House) -> N
         ({"rcpt_to": []}, "rcpt_to is not a list of addresses"),
         ({"mail_from": ...}, "mail_from"),
         ({"sha256": "0" * 64}, "the door promised"),
-        ({"blob": "sha256:" + "0" * 64}, "is not in the store"),
         ({"blob": "../../etc/passwd"}, "is not a digest"),
     ],
 )
@@ -278,6 +277,27 @@ async def test_a_ticket_that_is_no_mail_dies_with_its_reason(change: dict[str, A
     headers = {key: value for key, value in (envelope().to_headers() | change).items() if value is not ...}
     with pytest.raises(PermanentFailure, match=reason):
         await ingest.handle(Ticket(queue=MAIL_INBOUND, id="m", body=b"x\r\n", headers=headers))
+
+
+async def test_a_blob_folder_that_is_not_mounted_is_waited_for(house: House) -> None:
+    ingest = await house.open_ingest()
+    octets = octets_of(mail(text="large " * 100_000))
+    await house.intake().accept(envelope(), octets)
+    (ticket,) = await house.tickets()
+    folder = house.folder / "blobs"
+    folder.rename(house.folder / "elsewhere")
+    with pytest.raises(StoreUnavailable, match="is not there"):
+        await ingest.handle(ticket)
+
+    folder.mkdir()  # the mount point without what is to be mounted
+    with pytest.raises(TransientFailure, match="is not in the store") as caught:
+        await ingest.handle(ticket)
+    assert caught.value.owner is FaultOwner.CONTENT, "it climbs the ladder"
+    await ingest.bury(ticket, "killed its workers")  # comes back, though there is nothing to record
+
+    folder.rmdir()
+    (house.folder / "elsewhere").rename(folder)
+    assert await ingest.handle(ticket) == Done()
 
 
 async def test_a_store_that_is_down_is_not_blamed_on_the_mail(house: House) -> None:

@@ -464,7 +464,7 @@ async def test_a_conflict_is_recorded(desk_of: Build) -> None:
     email = request()
     await desk.handle(ticket_of(email))
     await desk.handle(ticket_of(request(id=email.id, text="something else")))
-    assert [line["disposition"] for line in await desk.ledger.list_emails()] == ["relayed", "rejected"]
+    assert {line["disposition"] for line in await desk.ledger.list_emails()} == {"relayed", "rejected"}
 
 
 async def test_no_attempt_begins_that_could_outlast_the_handlers_deadline(desk_of: Build) -> None:

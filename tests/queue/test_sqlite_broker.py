@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -170,3 +173,60 @@ def test_shares_are_smooth() -> None:
     assert "".join(shares.pick(lines, 8)) == "aabaaaba"
     assert shares.pick({"a": [], "b": ["b", "b"]}, 5) == ["b", "b"]
     assert shares.pick({}, 5) == []
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
+NOBODY = 65534
+AS_NOBODY = """
+import asyncio, concurrent.futures.thread, os, sys
+from pathlib import Path
+from gateway.queue.broker import Done
+from gateway.queue.sqlite import SqliteBroker
+from gateway.queue.ticket import Ticket
+os.setgid(65534), os.setuid(65534)
+async def main():
+    async with SqliteBroker(Path(sys.argv[1])) as broker:
+        await broker.publish([Ticket(queue="mail.inbound", id="1", body=b"")])
+        async with broker.consume({"mail.inbound": 1}, concurrency=1) as consumer:
+            async with asyncio.timeout(10):
+                await (await anext(consumer)).settle(Done())
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def path_of_nobody() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders are closed to other users
+        os.chown(folder, NOBODY, NOBODY)
+        yield Path(folder) / "queue.db"
+
+
+async def as_nobody(path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_NOBODY, str(path), stderr=subprocess.PIPE)
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+
+
+@needs_root
+async def test_what_root_makes_beside_the_services_file_belongs_to_the_service(path_of_nobody: Path) -> None:
+    path = path_of_nobody
+    await as_nobody(path)
+    for sidecar in (".turn", ".lives", ".bells"):
+        item = path.with_name(path.name + sidecar)
+        item.unlink() if item.is_file() else item.rmdir()
+    async with SqliteBroker(path) as broker, broker.consume({"other": 1}, concurrency=1):
+        made = [item for item in path.parent.rglob("*") if item.exists()]
+        assert {item.name.removeprefix("queue.db") for item in made} >= {".turn", ".lives", ".bells"}
+        assert [item for item in made if item.stat().st_uid != NOBODY] == []
+        await as_nobody(path)
+    await as_nobody(path)
+
+
+@needs_root
+async def test_a_life_that_may_not_be_asked_counts_as_alive_and_stops_nobody(path_of_nobody: Path) -> None:
+    path = path_of_nobody
+    await as_nobody(path)
+    life = path.with_name(path.name + ".lives") / "of-root"
+    life.touch(mode=0o600)
+    await as_nobody(path)
+    assert life.exists()

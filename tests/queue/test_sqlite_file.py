@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -333,3 +335,28 @@ async def test_a_kill_inside_a_transaction_leaves_nothing_and_the_turn_goes_on(f
     assert process.returncode == -signal.SIGKILL
     await asyncio.wait_for(file.write(insert("alive")), 5)
     assert await file.read(notes) == ["alive"]
+
+
+async def test_opening_where_the_turn_is_never_given_back_is_told_soon(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sqlite_file.PATIENCE_SECONDS", 2)
+    turn = os.open(path.with_name(path.name + ".turn"), os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        start = time.monotonic()
+        with pytest.raises(StorageFault, match="no answer"):
+            await SqliteFile(path).open()
+        assert time.monotonic() - start < 3
+    finally:
+        os.close(turn)
+
+
+async def test_a_failed_end_of_a_read_does_not_hide_why_it_failed(file: SqliteFile) -> None:
+    def end_it_and_fail(connection: Connection) -> None:
+        connection.execute("ROLLBACK")
+        raise ZeroDivisionError("the real fault")
+
+    with pytest.raises(ZeroDivisionError, match="the real fault"):
+        await file.read(end_it_and_fail)
+    assert await file.read(notes) == []

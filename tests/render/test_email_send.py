@@ -122,6 +122,27 @@ def test_a_body_beyond_the_limit_is_not_even_parsed() -> None:
     assert told(b" " * (16 * 1024 * 1024 + 1)) == {"(request)": "has 16777217 bytes, at most 16777216"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"params": {"a": [' + b"[]," * 4_000_000 + b"[]]}}",
+        b'{"to": [' + b'"a@b.example",' * 900_000 + b'""]}',
+        b'{"text": "' + b'\\",' * 4_000_000,
+        b'"' * 10_000_000 + b"," * 30_000,
+    ],
+    ids=["lists", "strings", "unended", "quotes"],
+)
+def test_what_has_too_many_values_is_told_without_parsing_it(body: bytes) -> None:
+    began = time.process_time()
+    assert list(told(body)) == ["(request)"]
+    assert time.process_time() - began < 0.5
+
+
+def test_commas_in_a_text_are_no_values() -> None:
+    text = 'a, "b" \\ ' * 90_000
+    assert parse_send_email(json.dumps(PLAIN | {"template": None, "subject": "x", "text": text})).text == text
+
+
 def test_endless_problems_are_told_up_to_a_hundred_and_long_keys_cut() -> None:
     assert len(told(PLAIN | {"params": {str(i): float("nan") for i in range(10_000)}})) == 100
     [path] = told(PLAIN | {"x" * 1_000_000: 1})

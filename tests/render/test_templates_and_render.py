@@ -305,10 +305,13 @@ async def test_an_attachment_that_is_not_in_the_blob_store_is_told(cage: Cage) -
         await rendered_message(cage, request)
 
 
-async def test_a_template_that_crashes_its_child_is_the_contents_fault(cage: Cage, tmp_path: Path) -> None:
+async def test_a_template_that_crashes_its_child_is_the_contents_fault(tmp_path: Path) -> None:
     templates = write(tmp_path, "deep", {"body.html": "{% for i in items %}<div>{% endfor %}"})
-    with pytest.raises(PermanentFailure, match=r"template deep breaks its rendering \(SIG") as failure:
-        await filled(cage, templates, "deep", {"items": [0] * 15_000})
+    async with Cage(
+        children=1, cpu_seconds=10, wall_seconds=30, preload=PRELOAD
+    ) as patient:  # it crashes late in its work
+        with pytest.raises(PermanentFailure, match=r"template deep breaks its rendering \(SIG") as failure:
+            await filled(patient, templates, "deep", {"items": [0] * 15_000})
     assert failure.value.owner is FaultOwner.CONTENT
 
 
