@@ -24,6 +24,7 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.mailboxes.support import Support
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.store.mails import Mails
 
 T = TypeVar("T")
-SERVICES = ("smtp", "ingest", "send", "events", "web", "sweep")
+SERVICES = ("smtp", "ingest", "photos", "send", "events", "web", "sweep")
 SHIPPED_TEMPLATES = (Path(__file__).parent / "shipped_templates", Path(__file__).parent.parent / "templates")
 
 
@@ -116,7 +117,7 @@ async def _build_smtp(parts: _Parts, stack: AsyncExitStack) -> Service:
 
     settings = parts.settings
     intake = Intake(
-        router(settings),
+        router(settings, open_support(settings)),
         await parts.queue(stack),
         open_blobs(settings),
         data_dir=settings.data_dir,
@@ -147,13 +148,26 @@ async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
         blobs=store.blobs,
         cage=cage,
         router=router(parts.settings),
-        mailboxes=mailboxes(parts.settings),
+        mailboxes=mailboxes(parts.settings, open_support(parts.settings)),
         publish=broker.publish,
         ladder=ladder(parts.settings),
         log=parts.log,
         clock=utc_now,
     )
     return _worker(parts, broker, {MAIL_INBOUND: 3}, ingest.handle, parts.settings.limits.ingest_concurrency)
+
+
+async def _build_photos(parts: _Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.photos import RenderPhoto
+    from gateway.queue.ticket import PHOTO_RENDER
+    from gateway.store.photos import Photos
+
+    settings = parts.settings
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    cage = await stack.enter_async_context(open_photo_cage(settings))
+    photos = Photos(store.database, clock=utc_now, hostname=settings.hostname)
+    render = RenderPhoto(photos=photos, blobs=store.blobs, cage=cage, log=parts.log)
+    return _worker(parts, broker, {PHOTO_RENDER: 1}, render.handle, settings.limits.cage_children)
 
 
 async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
@@ -261,6 +275,7 @@ async def _build_web(parts: _Parts, stack: AsyncExitStack) -> Service:
 _BUILDERS = {
     "smtp": _build_smtp,
     "ingest": _build_ingest,
+    "photos": _build_photos,
     "send": _build_send,
     "events": _build_events,
     "web": _build_web,
@@ -315,22 +330,35 @@ def ladder(settings: Settings) -> Ladder:
     return Ladder.parse(settings.retry_ladder)
 
 
-def router(settings: Settings) -> Any:
-    """The routes of the settings; postmaster@ and abuse@ are the router's own."""
+def router(settings: Settings, support: Support | None = None) -> Any:
+    """The routes of the settings; postmaster@ and abuse@ are the router's own.  With `support` it knows forged addresses."""
     from gateway.inbound.router import MailboxRoute, Router
 
     routes = [MailboxRoute(address=item.address, kind=item.kind) for item in settings.mailboxes]
-    return Router(routes, domains=settings.domains)
+    return Router(routes, domains=settings.domains, refusals={"support": support.refusal} if support else None)
 
 
-def mailboxes(settings: Settings) -> dict[str, Any]:
+def open_support(settings: Settings) -> Support:
+    """The mailbox `support` with the keys of its reply addresses, made at the first start."""
+    from gateway.inbound.mailboxes.support import Support
+    from gateway.mail.tokens import Tokens
+    from gateway.store.key_file import read_keys
+
+    try:
+        return Support(Tokens(read_keys(settings.data_dir / "tokens.key")))
+    except ValueError as error:
+        raise SettingsError([Problem("data_dir", str(error))]) from None
+
+
+def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, Any]:
     """The mailbox behind each kind: shipped ones, or a plug-in named `package.module:Class`."""
     from importlib import import_module
 
+    from gateway.inbound.mailboxes.photos import PhotoAlbum
     from gateway.inbound.mailboxes.postmaster import Postmaster
     from gateway.inbound.mailboxes.posts import Posts
 
-    found: dict[str, Any] = {"posts": Posts(), "postmaster": Postmaster()}
+    found: dict[str, Any] = {"posts": Posts(), "photos": PhotoAlbum(), "support": support, "postmaster": Postmaster()}
     for item in settings.mailboxes:
         if item.kind in found:
             continue
@@ -404,6 +432,19 @@ def open_cage(settings: Settings) -> Cage:
 
     return Cage(
         children=settings.limits.cage_children, preload=("gateway.outbound.render", "gateway.mail.parse.fallback")
+    )
+
+
+def open_photo_cage(settings: Settings) -> Cage:
+    """A cage of its own: a photo may cost more than a mail, and mail must not wait behind photos."""
+    from gateway.cage import Cage
+    from gateway.inbound.photos import CPU_SECONDS, MEMORY_BYTES
+
+    return Cage(
+        children=settings.limits.cage_children,
+        cpu_seconds=CPU_SECONDS,
+        memory_bytes=MEMORY_BYTES,
+        preload=("gateway.inbound.photo_job",),
     )
 
 

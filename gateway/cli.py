@@ -96,7 +96,9 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 @cli.command()
 def run(
     context: Context,
-    services: Annotated[list[str] | None, typer.Argument(help="smtp ingest send events web sweep; none: all.")] = None,
+    services: Annotated[
+        list[str] | None, typer.Argument(help="smtp ingest photos send events web sweep; none: all.")
+    ] = None,
     demo: Annotated[bool, typer.Option(help="On a new data_dir, show the gateway at work first.")] = False,
 ) -> None:
     """Starts the gateway (or only the services named) and serves until Ctrl-C."""

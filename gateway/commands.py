@@ -44,7 +44,15 @@ async def show(settings: Settings, item: str) -> dict[str, dict[str, Any]]:
         for kind, subject in await store.mails.find(item):
             tell = {"email": store.ledger.story, "mail": store.mails.story, "post": store.mails.post_story}[kind]
             found[subject] = await tell(subject)
+        _add_reply_addresses(settings, found)
         return {subject: story for subject, story in found.items() if story is not None}
+
+
+def _add_reply_addresses(settings: Settings, found: dict[str, Any]) -> None:
+    """Posts of a thread get the address whose mail joins it."""
+    for post in found.values():
+        if post and post.get("thread_id"):
+            post["reply_to"] = app.open_support(settings).reply_address(post["address"], post["thread_id"])
 
 
 async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -67,6 +67,12 @@ class MailLog:
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)
 
+    def photo_rendered(self, attachment_id: str, *, post_id: str) -> None:
+        self._say("photo-rendered", attachment=attachment_id, post=post_id)
+
+    def photo_refused(self, attachment_id: str, *, post_id: str, reason: str) -> None:
+        self._say("photo-refused", "warning", attachment=attachment_id, post=post_id, reason=reason)
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:

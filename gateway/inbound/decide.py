@@ -8,16 +8,22 @@ delays its own recipient only.  A fault of ours (no cage, no store) is raised, n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from gateway.errors import JobFailed, OverBudget, PermanentFailure
+from gateway.errors import FaultOwner, JobFailed, OverBudget, PermanentFailure, TransientFailure
+from gateway.inbound import photos
 from gateway.inbound.attachments import TypedAttachment, typed
 from gateway.inbound.mailbox import Context, Hold, Mailbox, Outcome, ReceivedMail
-from gateway.inbound.router import Router
+from gateway.inbound.router import Router, own_address
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse import Cage, ParsedMail, TooComplex, parse
+from gateway.mail.reply_text import strip_reply
+from gateway.mail.threads import ThreadClues
 from gateway.runtime import Clock
+
+FindThread = Callable[[str, ThreadClues, datetime], Awaitable[str]]
 
 _MAILBOX_SECONDS = 60.0
 
@@ -31,11 +37,12 @@ class Postpone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One recipient's: the mailbox ('' when no route leads there) and what is to be recorded."""
+    """One recipient's: the mailbox ('' when no route leads there), its own address, and what is to be recorded."""
 
     rcpt_to: str
     mailbox: str
     outcome: Outcome | Postpone
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +55,18 @@ class ReadMail:
 
 
 class Decider:
-    """Reads a mail once and decides for each recipient."""
+    """Reads a mail once and decides for each recipient; without `find_thread` every thread is a new one."""
 
-    def __init__(self, *, cage: Cage, router: Router, mailboxes: Mapping[str, Mailbox], clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        cage: Cage,
+        router: Router,
+        mailboxes: Mapping[str, Mailbox],
+        clock: Clock,
+        find_thread: FindThread | None = None,
+    ) -> None:
+        self._find_thread = find_thread
         self._cage = cage
         self._router = router
         self._mailboxes = mailboxes
@@ -81,14 +97,34 @@ class Decider:
         if read.fault:
             return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=Hold(reason=read.fault))
         mail = ReceivedMail(envelope=envelope, rcpt_to=rcpt_to, parsed=read.parsed, attachments=read.attachments)
-        context = Context(mailbox=route.kind, address=route.address, now=self._clock())
-        return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=await _ask(mailbox, mail, context))
+        context = self._context(route.kind, own_address(route, rcpt_to), envelope.received_at)
+        outcome = await _ask(mailbox, mail, context)
+        return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=outcome, address=context.address)
+
+    def _context(self, kind: str, address: str, received_at: datetime) -> Context:
+        """What the mailbox may ask; a thread is looked for as of the mail's own time, so that a replay finds the same."""
+
+        async def find_thread(clues: ThreadClues) -> str:
+            return await self._find_thread(address, clues, received_at) if self._find_thread else clues.thread_id
+
+        return Context(
+            mailbox=kind,
+            address=address,
+            now=self._clock(),
+            inspect_photo=lambda octets: photos.inspect(octets, self._cage),
+            strip_reply=lambda text: strip_reply(text, self._cage),
+            find_thread=find_thread,
+        )
 
 
 async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcome | Postpone:
     try:
         async with asyncio.timeout(_MAILBOX_SECONDS):
             outcome = await mailbox.receive(mail, context)
+    except TransientFailure as error:
+        if error.owner is FaultOwner.OURS:
+            raise
+        return Postpone(reason=f"mailbox {context.mailbox} failed: {error}"[:500])
     except Exception as error:  # noqa: BLE001 - a plug-in may raise anything; it is recorded as the recipient's reason
         return Postpone(reason=f"mailbox {context.mailbox} failed: {type(error).__name__}: {error}"[:500])
     if not isinstance(outcome, Outcome):

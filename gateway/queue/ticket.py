@@ -16,11 +16,12 @@ EMAIL_SEND = "email.send"
 EMAIL_SEND_URGENT = "email.send.urgent"
 EMAIL_SEND_BULK = "email.send.bulk"
 POST_CREATE = "post.create"
+PHOTO_RENDER = "photo.render"
 SUSPECT = "gateway.suspect"
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
 
-WORK_QUEUES = (MAIL_INBOUND, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+WORK_QUEUES = (MAIL_INBOUND, PHOTO_RENDER, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
 _RETRY = ".retry"
 
