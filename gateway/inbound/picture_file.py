@@ -107,8 +107,9 @@ def _webp_ends(octets: bytes) -> bool:
 
 
 def _boxes_end(octets: bytes) -> bool:
-    found = list(_boxes(octets, 0, len(octets)))
-    return any(name == b"meta" for name, _, _ in found) and all(end <= len(octets) for _, _, end in found)
+    found = {name: end for name, _, end in _boxes(octets, 0, len(octets))}
+    has_pixels = b"mdat" in found or b"idat" in octets
+    return b"meta" in found and has_pixels and max(found.values()) <= len(octets)
 
 
 def _inside(octets: bytes, wanted: bytes, start: int, end: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ async def strip_reply(text: str, cage: Cage) -> tuple[str, str]:
         return text, ""
     lines = text.split("\n")
     kept = answer["lines"]
-    return "\n".join(lines[:kept]).rstrip(), "\n".join(lines[kept:])
+    return "\n".join(lines[:kept]).rstrip(), "\n".join(lines[kept:]).strip("\n")
 
 
 def strip_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], bytes]:
@@ -52,7 +52,7 @@ def _introduction(text: str, lines: list[str]) -> int:
     from mailparser_reply import EmailReplyParser
 
     replies = EmailReplyParser(languages=list(_LANGUAGES)).read(text).replies
-    headers = [reply.headers.strip() for reply in replies[1:] if reply.headers and reply.headers.strip()]
+    headers = [reply.headers.strip() for reply in replies if reply.headers and reply.headers.strip()]
     if not headers:
         return len(lines)
     first = headers[0].split("\n")[0].strip()
