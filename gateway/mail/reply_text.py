@@ -1,8 +1,9 @@
 """The new words of an answer, apart from the mail it quotes.  Home of mail-parser-reply.
 
-Promises: nothing is lost (text and quoted, put together, are the whole but for empty lines between them), nothing is ever stripped to nothing, and an answer
-written between or below quoted lines is left whole.  The library only says where the quote begins; its patterns can be made
-to run for ever, so it works in the cage, on texts of limited size, and a text it cannot do in time stays whole.
+Promises: nothing is lost (text and quoted, put together, are the whole but for empty lines between them), nothing is ever
+stripped to nothing, and an answer written between or below quoted lines is left whole.  The library only says where the
+quote begins; its patterns can be made to run for ever, so it works in the cage, on texts of limited size, and a text it
+cannot do in time stays whole.
 Limits: signatures stay; a quote is known by the introductions of the languages below or by its `>`.
 """
 

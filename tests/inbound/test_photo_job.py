@@ -6,8 +6,8 @@ from io import BytesIO
 
 import pictures
 import pytest
-from PIL import Image
 from pictures import CORNERS, encoded, exif, stored_with, upright
+from PIL import Image
 
 from gateway.inbound.photo_job import inspect_job, render_job
 from gateway.inbound.photos import MAX_PIXELS

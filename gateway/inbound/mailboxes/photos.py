@@ -19,12 +19,16 @@ from gateway.inbound.mailboxes.posts import post_of
 
 PARTIAL = "partial"
 _MAX_CAPTION_CHARACTERS = 300
+# Patterns meet text of strangers in this process: both stay short.
+_MAX_LINE_CHARACTERS = 600
+_MAX_TEXT_CHARACTERS = 64 * 1024
 _NUMBERED = re.compile(r"\s*(?:photo|foto|bild|image|picture|img)?\s*#?(\d{1,3})\s*[.:)\-–]\s*(\S.*)", re.I)
 _NAMED = re.compile(r"\s*[(\[]?([^\s:()\[\]]{1,200}\.[A-Za-z]{3,4})[)\]]?\s*[:\-–]\s*(\S.*)")
 # What cameras and mailers call their files: a prefix with digits, or hexadecimal digits only.
 _NOBODYS_NAME = re.compile(
     r"(?:(?:img|image|dsc[nf]?|pxl|photo|foto|bild|picture|attachment|whatsapp[ _]image|screenshot|mvimg|p|gopr|dji|_)"
-    r"[\s_.\-()0-9a-z]{0,40}\d[\s_.\-()0-9apm~:]{0,40}|[0-9a-f\-_. ]{6,}|(?:img|image|photo|foto|bild|picture|noname|unnamed))",
+    r"[\s_.\-()0-9a-z]{0,40}\d[\s_.\-()0-9apm~:]{0,40}|[0-9a-f\-_. ]{6,}|[\d\s_.\-()]+"
+    r"|(?:img|image|photo|foto|bild|picture|noname|unnamed))",
     re.I,
 )
 
@@ -65,7 +69,7 @@ def _captions(mail: ReceivedMail) -> list[str]:
 
 def _spoken_of(text: str) -> tuple[dict[str, str], dict[int, str]]:
     """The lines that name a file, and those that number the photos from 1 on without a gap."""
-    lines = text.splitlines()
+    lines = [line.strip()[:_MAX_LINE_CHARACTERS] for line in text[:_MAX_TEXT_CHARACTERS].splitlines()]
     names = {match[1].casefold(): match[2].strip() for match in map(_NAMED.match, lines) if match}
     numbered = [(int(match[1]), match[2].strip()) for match in map(_NUMBERED.match, lines) if match]
     in_order: Sequence[int] = [number for number, _ in numbered]
