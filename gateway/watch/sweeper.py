@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Protocol
 
 from gateway.errors import GatewayError
@@ -74,11 +75,42 @@ async def sweep_once(
     reissued = 0
     for batch in (
         [row for row in rows if not row.ticket_id],  # their `send_at` has come, or an operator released them
-        await _buried(await _ticketless(rows, broker, now=clock(), overdue_seconds=overdue_seconds), ledger, broker),
+        await _ticketless(rows, broker, now=clock(), overdue_seconds=overdue_seconds),
     ):
         for _, of_stream in groupby(batch, key=lambda row: row.stream):
             reissued += await _reissue(list(of_stream), ledger, broker)
     return Swept(expired=expired, reissued=reissued)
+
+
+async def _ticketless(
+    rows: Sequence[RecipientRecord], broker: Queue, *, now: datetime, overdue_seconds: float
+) -> list[RecipientRecord]:
+    """The rows whose ticket is provably gone."""
+    named = [row for row in rows if row.ticket_id]
+    return [row for row in named if await _lost_its_ticket(row, broker, now=now, overdue_seconds=overdue_seconds)]
+
+
+async def _lost_its_ticket(row: RecipientRecord, broker: Queue, *, now: datetime, overdue_seconds: float) -> bool:
+    born = _born_at(row)
+    if born is not None and now - born < timedelta(seconds=overdue_seconds):
+        return False  # issued a moment ago: it has not had its chance
+    due_since = max(filter(None, [born, row.next_attempt_at]), default=now - timedelta(seconds=overdue_seconds))
+    home = STREAM_QUEUES[row.stream]
+    for queue in (home, retry_queue(home)):  # a request's ticket that had to wait is in the retry queue, too
+        if not await broker.has_consumed_past(queue, due_since):
+            return False
+    return True
+
+
+def _born_at(row: RecipientRecord) -> datetime | None:
+    """When the row's ticket was made, read from its UUIDv7; None for a request's own ticket, whose id is the app's."""
+    if row.ticket_id == row.email_id:
+        return None
+    try:
+        value = uuid.UUID(row.ticket_id)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC) if value.version == 7 else None
 
 
 async def _reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> int:
