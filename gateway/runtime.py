@@ -1,7 +1,8 @@
 """The life of a process: start in order, stop in order, and named places to die at in tests.
 
-`serve()` runs services side by side until the first signal (`stop_on_signals`); then each gets `grace_seconds` to finish; a second signal
-kills at once.  A service that ends or raises by itself stops the process with exit 1: a half-alive gateway lies.
+`serve()` runs services side by side until the first signal (`stop_on_signals`); then each gets `grace_seconds` to
+finish; a second signal kills at once.  A service that ends or raises by itself stops the process with exit 1: a
+half-alive gateway lies.
 
 `failpoint(name)` is a no-op unless the environment variable GATEWAY_FAILPOINT names it (`name` kills with SIGKILL at the
 first pass, `name:N` at the N-th, `name:raise` raises OSError each time).  Only tests arm it.

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 
-def gateway(folder: Path, *words: str, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def gateway(
+    folder: Path, *words: str, env: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
     command = [sys.executable, "-m", "gateway.cli", *words]
     return subprocess.run(
@@ -118,7 +120,10 @@ def test_params_come_from_words_json_words_files_and_stdin(tmp_path: Path) -> No
 def test_help_answers_at_once_without_heavy_imports(tmp_path: Path) -> None:
     began = time.process_time()
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "gateway.cli", "--help"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-X", "importtime", "-m", "gateway.cli", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert time.process_time() - began < 5
     heavy = ("sqlalchemy", "pydantic", "fastapi", "jinja2", "aiosmtpd", "alembic", "structlog", "asyncio.sslproto")
@@ -127,7 +132,9 @@ def test_help_answers_at_once_without_heavy_imports(tmp_path: Path) -> None:
 
 
 def test_import_gateway_is_light(tmp_path: Path) -> None:
-    code = "import sys, gateway; print([m for m in ('pydantic', 'sqlalchemy', 'asyncio', 'jinja2') if m in sys.modules])"
+    code = (
+        "import sys, gateway; print([m for m in ('pydantic', 'sqlalchemy', 'asyncio', 'jinja2') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
