@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.door import Door
     from gateway.inbound.intake import Intake
+    from gateway.inbound.mailboxes.support import Support
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from gateway.store.mails import Mails
 
 T = TypeVar("T")
-SERVICES = ("smtp", "lmtp", "ingest", "send", "events", "web", "sweep", "suspects")
-_MAKE_SUSPECTS = {"ingest", "send", "suspects"}
+SERVICES = ("smtp", "lmtp", "ingest", "photos", "send", "events", "web", "sweep", "suspects")
+_MAKE_SUSPECTS = {"ingest", "photos", "send", "suspects"}
 _SUSPECTS_CHILD = (
     "import sys; from gateway import app; sys.exit(app.work_suspects(int(sys.argv[1]), sys.stdin.buffer.read()))"
 )
@@ -125,6 +126,9 @@ class _Parts:
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))
 
+    async def photo_cage(self, stack: AsyncExitStack) -> Cage:
+        return await self._once("photo_cage", stack, lambda: open_photo_cage(self.settings))
+
     def templates(self) -> TemplateSet:
         if "templates" not in self._open:
             self._open["templates"] = open_templates(self.settings)
@@ -195,7 +199,7 @@ async def _ingest_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
         blobs=store.blobs,
         cage=cage,
         router=router(parts.settings),
-        mailboxes=mailboxes(parts.settings),
+        mailboxes=mailboxes(parts.settings, open_support(parts.settings)),
         publish=broker.publish,
         ladder=ladder(parts.settings),
         log=parts.log,
@@ -223,6 +227,26 @@ async def _post_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
         clock=utc_now,
     )
     return _Trade(weights={POST_CREATE: 3}, handlers={POST_CREATE: desk.handle}, buries={}, concurrency=1)
+
+
+async def _photo_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
+    from gateway.inbound.photos import RenderPhoto
+    from gateway.queue.ticket import PHOTO_RENDER
+    from gateway.store.photos import Photos
+
+    settings, store = parts.settings, await parts.store(stack)
+    render = RenderPhoto(
+        photos=Photos(store.database, clock=utc_now, hostname=settings.hostname),
+        blobs=store.blobs,
+        cage=await parts.photo_cage(stack),
+        log=parts.log,
+    )
+    return _Trade(
+        weights={PHOTO_RENDER: 1},
+        handlers={PHOTO_RENDER: render.handle},
+        buries={},
+        concurrency=settings.limits.cage_children,
+    )
 
 
 async def _send_trade(parts: _Parts, stack: AsyncExitStack) -> _Trade:
@@ -262,6 +286,10 @@ async def _build_ingest(parts: _Parts, stack: AsyncExitStack) -> Service:
     return _worker(parts, await parts.queue(stack), trade)
 
 
+async def _build_photos(parts: _Parts, stack: AsyncExitStack) -> Service:
+    return _worker(parts, await parts.queue(stack), await _photo_trade(parts, stack))
+
+
 async def _build_send(parts: _Parts, stack: AsyncExitStack) -> Service:
     return _worker(parts, await parts.queue(stack), await _send_trade(parts, stack))
 
@@ -270,7 +298,7 @@ async def _build_suspects(parts: _Parts, stack: AsyncExitStack) -> Service:
     """Every trade's handlers, one ticket at a time, in a process where nothing else runs."""
     from gateway.queue.ticket import SUSPECT
 
-    trades = [await trade(parts, stack) for trade in (_ingest_trade, _post_trade, _send_trade)]
+    trades = [await trade(parts, stack) for trade in (_ingest_trade, _post_trade, _photo_trade, _send_trade)]
     handlers = {name: handle for trade in trades for name, handle in trade.handlers.items()}
     buries = {name: bury for trade in trades for name, bury in trade.buries.items()}
     trade = _Trade(weights={}, handlers=handlers, buries=buries, concurrency=1)
@@ -378,6 +406,7 @@ _BUILDERS = {
     "smtp": _build_smtp,
     "lmtp": _build_lmtp,
     "ingest": _build_ingest,
+    "photos": _build_photos,
     "send": _build_send,
     "events": _build_events,
     "web": _build_web,
@@ -458,22 +487,36 @@ def ladder(settings: Settings) -> Ladder:
     return Ladder.parse(settings.retry_ladder)
 
 
-def router(settings: Settings) -> Any:
-    """The routes of the settings; postmaster@ and abuse@ are the router's own."""
+def router(settings: Settings, support: Support | None = None) -> Any:
+    """The routes of the settings; postmaster@ and abuse@ are the router's own.  With `support` it knows forged addresses."""
     from gateway.inbound.router import MailboxRoute, Router
 
     routes = [MailboxRoute(address=item.address, kind=item.kind) for item in settings.mailboxes]
-    return Router(routes, domains=settings.domains)
+    return Router(routes, domains=settings.domains, refusals={"support": support.refusal} if support else None)
 
 
-def mailboxes(settings: Settings) -> dict[str, Any]:
+def open_support(settings: Settings, *, is_look: bool = False) -> Support:
+    """The mailbox `support` with the keys of its reply addresses, made at the first start; a look keeps what it makes."""
+    from gateway.inbound.mailboxes.support import Support
+    from gateway.mail.tokens import Tokens
+    from gateway.store.key_file import new_key, read_keys
+
+    path = settings.data_dir / "tokens.key"
+    try:
+        return Support(Tokens([new_key()] if is_look and not path.exists() else read_keys(path)))
+    except ValueError as error:
+        raise SettingsError([Problem("data_dir", str(error))]) from None
+
+
+def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, Any]:
     """The mailbox behind each kind: shipped ones, or a plug-in named `package.module:Class`."""
     from importlib import import_module
 
+    from gateway.inbound.mailboxes.photos import PhotoAlbum
     from gateway.inbound.mailboxes.postmaster import Postmaster
     from gateway.inbound.mailboxes.posts import Posts
 
-    found: dict[str, Any] = {"posts": Posts(), "postmaster": Postmaster()}
+    found: dict[str, Any] = {"posts": Posts(), "photos": PhotoAlbum(), "support": support, "postmaster": Postmaster()}
     for item in settings.mailboxes:
         if item.kind in found:
             continue
@@ -495,7 +538,7 @@ def _intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
     from gateway.inbound.intake import Intake, IntakeLimits
 
     return Intake(
-        router(settings),
+        router(settings, open_support(settings)),
         broker,
         open_blobs(settings),
         data_dir=settings.data_dir,
@@ -580,6 +623,19 @@ def open_cage(settings: Settings) -> Cage:
     from gateway.outbound.render import PRELOAD
 
     return Cage(children=settings.limits.cage_children, preload=(*PRELOAD, "gateway.mail.parse.fallback"))
+
+
+def open_photo_cage(settings: Settings) -> Cage:
+    """A cage of its own: a photo may cost more than a mail, and mail must not wait behind photos."""
+    from gateway.cage import Cage
+    from gateway.inbound.photos import CPU_SECONDS, MEMORY_BYTES
+
+    return Cage(
+        children=settings.limits.cage_children,
+        cpu_seconds=CPU_SECONDS,
+        memory_bytes=MEMORY_BYTES,
+        preload=("gateway.inbound.photo_job",),
+    )
 
 
 def _pool(settings: Settings, log: MailLog) -> RelayPool:

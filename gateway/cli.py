@@ -109,7 +109,8 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 def run(
     context: Context,
     services: Annotated[
-        list[str] | None, typer.Argument(help="smtp lmtp ingest send events web sweep suspects; none: all.")
+        list[str] | None,
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")

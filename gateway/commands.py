@@ -47,7 +47,15 @@ async def show(settings: Settings, item: str) -> dict[str, dict[str, Any]]:
         for kind, subject in await store.mails.find(item):
             tell = {"email": store.ledger.story, "mail": store.mails.story, "post": store.mails.post_story}[kind]
             found[subject] = await tell(subject)
+        _add_reply_addresses(settings, found)
         return {subject: story for subject, story in found.items() if story is not None}
+
+
+def _add_reply_addresses(settings: Settings, found: dict[str, Any]) -> None:
+    """Posts of a thread get the address whose mail joins it."""
+    for post in found.values():
+        if post and post.get("thread_id"):
+            post["reply_to"] = app.open_support(settings).reply_address(post["address"], post["thread_id"])
 
 
 async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -112,9 +120,16 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
     envelope = Envelope(
         mail_id=new_id(), mail_from=mail_from, rcpt_to=tuple(rcpt_to), received_at=utc_now(), door="explain"
     )
-    router = app.router(settings)
-    async with app.open_cage(settings) as cage:
-        decider = Decider(cage=cage, router=router, mailboxes=app.mailboxes(settings), clock=utc_now)
+    support = app.open_support(settings, is_look=True)
+    router = app.router(settings, support)
+    async with app.open_cage(settings) as cage, _existing_store(settings) as store:
+        decider = Decider(
+            cage=cage,
+            router=router,
+            mailboxes=app.mailboxes(settings, support),
+            clock=utc_now,
+            find_thread=store.mails.find_thread if store else None,
+        )
         return await explain(octets, envelope, decider, router)
 
 

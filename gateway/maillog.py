@@ -90,6 +90,12 @@ class MailLog:
     def post_rejected(self, post_id: str, *, problems: str) -> None:
         self._say("post-rejected", "warning", post=post_id, problems=problems)
 
+    def photo_rendered(self, attachment_id: str, *, post_id: str) -> None:
+        self._say("photo-rendered", attachment=attachment_id, post=post_id)
+
+    def photo_refused(self, attachment_id: str, *, post_id: str, reason: str) -> None:
+        self._say("photo-refused", "warning", attachment=attachment_id, post=post_id, reason=reason)
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:

@@ -142,7 +142,8 @@ class Settings(_Table):
         if not self.domains:
             changes["domains"] = ("localhost",)
             if not self.mailboxes:
-                changes["mailboxes"] = (MailboxTable(address="posts@localhost", kind="posts"),)
+                kinds = ("posts", "photos", "support")
+                changes["mailboxes"] = tuple(MailboxTable(address=f"{kind}@localhost", kind=kind) for kind in kinds)
         return self.model_copy(update=changes)
 
     def masked(self) -> dict[str, Any]:

@@ -26,7 +26,10 @@ _SUFFIXES = {"message/rfc822": ".eml", "image/jpeg": ".jpg", "text/plain": ".txt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypedAttachment:
-    """`content_type` is the mail's label, `sniffed` libmagic's word; `type` weighs both."""
+    """`content_type` is the mail's label, `sniffed` libmagic's word; `type` weighs both.
+
+    A mailbox may add a `caption`, and for a photo `waiting` (have it rendered) or `refused` with the reason in `refusal`.
+    """
 
     filename: str
     content_type: str
@@ -36,6 +39,10 @@ class TypedAttachment:
     octets: bytes
     content_id: str = ""
     inline: bool = False
+    description: str = ""
+    caption: str = ""
+    photo: str = ""
+    refusal: str = ""
 
     @property
     def type(self) -> str:
@@ -93,6 +100,7 @@ def _typed(number: int, attachment: ParsedAttachment, sniffed: str) -> TypedAtta
         octets=attachment.octets,
         content_id=attachment.content_id,
         inline=attachment.inline,
+        description=attachment.description,
     )
 
 

@@ -8,18 +8,24 @@ delays its own recipient only.  A fault of ours (no cage, no store) is raised, n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from gateway.errors import JobFailed, OverBudget, PermanentFailure
+from gateway.errors import FaultOwner, JobFailed, OverBudget, PermanentFailure, TransientFailure
+from gateway.inbound import photos
 from gateway.inbound.attachments import TypedAttachment, typed
 from gateway.inbound.faults import fingerprint_of
 from gateway.inbound.mailbox import Context, Discard, Forward, Hold, Mailbox, Outcome, Post, ReceivedMail, Refuse
-from gateway.inbound.router import Router
+from gateway.inbound.router import Router, own_address
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse import Cage, ParsedMail, TooComplex, parse
+from gateway.mail.reply_text import strip_reply
+from gateway.mail.threads import ThreadClues
 from gateway.runtime import Clock
+
+FindThread = Callable[[str, ThreadClues, datetime], Awaitable[str]]
 
 _MAILBOX_SECONDS = 60.0
 
@@ -34,11 +40,12 @@ class Postpone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One recipient's: the mailbox ('' when no route leads there) and what is to be recorded."""
+    """One recipient's: the mailbox ('' when no route leads there), its own address, and what is to be recorded."""
 
     rcpt_to: str
     mailbox: str
     outcome: Outcome | Postpone
+    address: str = ""
 
     def ruling(self) -> tuple[Disposition, str]:
         """The disposition it leads to, and its reason; a copy of an earlier mail is found out only by recording."""
@@ -67,9 +74,18 @@ class ReadMail:
 
 
 class Decider:
-    """Reads a mail once and decides for each recipient."""
+    """Reads a mail once and decides for each recipient; without `find_thread` every thread is a new one."""
 
-    def __init__(self, *, cage: Cage, router: Router, mailboxes: Mapping[str, Mailbox], clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        cage: Cage,
+        router: Router,
+        mailboxes: Mapping[str, Mailbox],
+        clock: Clock,
+        find_thread: FindThread | None = None,
+    ) -> None:
+        self._find_thread = find_thread
         self._cage = cage
         self._router = router
         self._mailboxes = mailboxes
@@ -100,8 +116,25 @@ class Decider:
         if read.fault:
             return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=Hold(reason=read.fault))
         mail = ReceivedMail(envelope=envelope, rcpt_to=rcpt_to, parsed=read.parsed, attachments=read.attachments)
-        context = Context(mailbox=route.kind, address=route.address, now=self._clock(), is_released=is_released)
-        return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=await _ask(mailbox, mail, context))
+        context = self._context(route.kind, own_address(route, rcpt_to), envelope.received_at, is_released)
+        outcome = await _ask(mailbox, mail, context)
+        return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=outcome, address=context.address)
+
+    def _context(self, kind: str, address: str, received_at: datetime, is_released: bool) -> Context:
+        """What the mailbox may ask; a thread is looked for as of the mail's own time, so that a replay finds the same."""
+
+        async def find_thread(clues: ThreadClues) -> str:
+            return await self._find_thread(address, clues, received_at) if self._find_thread else clues.thread_id
+
+        return Context(
+            mailbox=kind,
+            address=address,
+            now=self._clock(),
+            is_released=is_released,
+            inspect_photo=lambda octets: photos.inspect(octets, self._cage),
+            strip_reply=lambda text: strip_reply(text, self._cage),
+            find_thread=find_thread,
+        )
 
 
 async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcome | Postpone:
@@ -110,8 +143,11 @@ async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcom
             outcome = await mailbox.receive(mail, context)
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise
-    # Broad: a plug-in may raise anything, sys.exit() included; it is recorded as the recipient's reason.
-    except BaseException as error:  # noqa: BLE001
+    # Broad: a plug-in may raise anything, sys.exit() included; it is recorded as the recipient's reason.  Only a fault of
+    # ours behind a question of the context (the store is away) is nobody's turn on the ladder.
+    except BaseException as error:
+        if isinstance(error, TransientFailure) and error.owner is FaultOwner.OURS:
+            raise
         reason = f"mailbox {context.mailbox} failed: {type(error).__name__}: {error}"[:500]
         return Postpone(reason=reason, fingerprint=fingerprint_of(error, mailbox))
     if not isinstance(outcome, Outcome):

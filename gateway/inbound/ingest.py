@@ -1,7 +1,7 @@
 """Ingest: the worker's job for a ticket of `mail.inbound`: decide, then record, recipient by recipient.
 
 Order: record the mail (insert-if-absent) → per recipient: decide, attachments into the blob store, one transaction → for
-who must wait, a ticket of his own, published → the worker acks last.
+who must wait, a ticket of his own, and one for each photo to be rendered, published → the worker acks last.
 Promises: idempotent (a recipient that has his disposition is left alone); each recipient commits alone; what cannot be
 parsed is held with its octets; a mailbox (or the store) that raises delays its own recipient by the ladder and ends as
 held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
@@ -28,6 +28,7 @@ from gateway.inbound.faults import HEADER as FAULT
 from gateway.inbound.faults import Fault, Passes, fingerprint_of
 from gateway.inbound.intake import Blobs
 from gateway.inbound.mailbox import Mailbox, Post
+from gateway.inbound.photos import photo_ticket
 from gateway.inbound.replay import RELEASE, REPLAY, WAITS_FOR_A_PERSON
 from gateway.inbound.router import Router
 from gateway.mail.disposition import Disposition
@@ -86,13 +87,16 @@ class Ingest:
         self._log = log
         self._clock = clock
         self._passes = Passes()
-        self.decider = Decider(cage=cage, router=router, mailboxes=mailboxes, clock=clock)
+        self.decider = Decider(
+            cage=cage, router=router, mailboxes=mailboxes, clock=clock, find_thread=mails.find_thread
+        )
 
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; see the module for what it raises."""
         arrival = await self._open(ticket)
         open_recipients = await self._open_recipients(arrival)
         if not open_recipients:
+            await self._publish_tickets([], arrival.envelope.mail_id)
             return Done()
         read = await self.decider.read(arrival.octets)
         await self._record_received(arrival, subject=read.parsed.subject)
@@ -104,9 +108,7 @@ class Ingest:
             retry = await self._record_or_postpone(arrival, decision)
             failpoint("ingest.recorded")
             retries += [retry] if retry else []
-        if retries:
-            await self._publish(retries)
-            failpoint("ingest.retries_published")
+        await self._publish_tickets(retries, arrival.envelope.mail_id)
         failpoint("ingest.acked.before")
         return Done()
 
@@ -132,6 +134,13 @@ class Ingest:
             subject=subject,
             content_key=await asyncio.to_thread(content_key, arrival.octets),
         )
+
+    async def _publish_tickets(self, retries: list[Ticket], mail_id: str) -> None:
+        """Publishes what goes on after this ticket; photos that wait are asked of the store, so that a crash loses none."""
+        tickets = [*retries, *map(photo_ticket, await self._mails.waiting_photos(mail_id))]
+        if tickets:
+            await self._publish(tickets)
+            failpoint("ingest.retries_published")
 
     async def _open(self, ticket: Ticket) -> _Arrival:
         try:
@@ -256,6 +265,9 @@ class Ingest:
             html=post.html or None,
             created_at=envelope.received_at,
             attachments=tuple(new_attachment(number, item) for number, item in enumerate(post.attachments)),
+            quoted=post.quoted,
+            address=decision.address,
+            thread=post.thread,
         )
 
     def _say(self, decision: Decision, mail_id: str, disposition: Disposition, reason: str) -> None:
@@ -280,4 +292,7 @@ def new_attachment(position: int, attachment: TypedAttachment) -> NewAttachment:
         sha256=attachment.sha256,
         content_id=attachment.content_id,
         inline=attachment.inline,
+        caption=attachment.caption,
+        photo=attachment.photo,
+        refusal=attachment.refusal,
     )

@@ -6,10 +6,13 @@ the same mail.  What it raises is a retry by the ladder, told to nobody outside;
     class Guestbook:
         async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
             return Post(title=mail.parsed.subject, author=mail.author, text=mail.parsed.text)
+
+What a mailbox needs to know beside the mail it awaits from the context; those questions change nothing either.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -17,6 +20,7 @@ from typing import Protocol
 from gateway.inbound.attachments import TypedAttachment
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse.tree import ParsedMail
+from gateway.mail.threads import ThreadClues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +44,38 @@ class ReceivedMail:
         return self.rcpt_to.rpartition("@")[0].partition("+")[2]
 
 
+async def _nothing(asked: object) -> str:
+    return ""
+
+
+async def _whole(text: str) -> tuple[str, str]:
+    return text, ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What a mailbox may know besides the mail; `is_released`: a person let a mail go on that was held."""
+    """What a mailbox may know besides the mail; `address` is the mailbox's own, without what stands behind a +.
+
+    `inspect_photo(octets)` answers why a picture is refused, '' for a sound one; `strip_reply(text)` the new words and what
+    they quote; `find_thread(clues)` the id of the thread a mail belongs to, '' for none.  `is_released`: a person let a mail
+    go on that was held.
+    """
 
     mailbox: str
     address: str
     now: datetime
     is_released: bool = False
+    inspect_photo: Callable[[bytes], Awaitable[str]] = _nothing
+    strip_reply: Callable[[str], Awaitable[tuple[str, str]]] = _whole
+    find_thread: Callable[[ThreadClues], Awaitable[str]] = _nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Post:
-    """Keep this; `reason` (`partial`) says when a part of the mail was left out. html must be sanitised, as parsed.html is."""
+    """Keep this; `reason` (`partial`) says when a part of the mail was left out. html must be sanitised, as parsed.html is.
+
+    `quoted` is what was cut off the text; a post with `thread` joins the thread its clues lead to, or starts one.
+    """
 
     title: str
     author: str
@@ -62,6 +85,8 @@ class Post:
     kind: str = "post"
     attachments: tuple[TypedAttachment, ...] = ()
     reason: str = ""
+    quoted: str = ""
+    thread: ThreadClues | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The router: which mailbox an address leads to, or why none does.
 
+A kind of mailbox may refuse some of its addresses (`Refusal`): asked at the doors only, after the route is found.
 Asked twice: by the doors at RCPT, so that nothing is accepted and bounced later, and by ingest.  Pure: settings in, answers
 out; no database, no clock.
 Order: the exact address, the address without its plus part, postmaster@ and abuse@ (they exist for every local domain, and
@@ -9,12 +10,15 @@ bare `postmaster` too), then the backstop `*@domain`.  Domains and our own local
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import FaultOwner, PermanentFailure
 from gateway.mail.addresses import domain_to_ascii
 from gateway.reply import Reply
+
+Refusal = Callable[[str, str], str]
+"""(the mailbox's own address, rcpt_to) → why it is refused, '' to take it."""
 
 POSTMASTER = "postmaster"
 _ROLES = frozenset({"postmaster", "abuse"})
@@ -31,8 +35,15 @@ class MailboxRoute:
 class Router:
     """Routes for local domains; every other domain is somebody else's."""
 
-    def __init__(self, mailboxes: Sequence[MailboxRoute], *, domains: Sequence[str]) -> None:
-        """Raises ValueError for a pattern outside the domains or given twice."""
+    def __init__(
+        self,
+        mailboxes: Sequence[MailboxRoute],
+        *,
+        domains: Sequence[str],
+        refusals: Mapping[str, Refusal] | None = None,
+    ) -> None:
+        """Takes routes and what kinds refuse; raises ValueError for a pattern outside the domains or given twice."""
+        self._refusals = dict(refusals or {})
         self._domains = {domain_to_ascii(domain) for domain in domains}
         self._routes: dict[tuple[str, str], MailboxRoute] = {}
         for route in mailboxes:
@@ -60,8 +71,24 @@ class Router:
         return found
 
     def accepts(self, rcpt_to: str) -> None:
-        """Raises what `route` raises; the question of the doors."""
-        self.route(rcpt_to)
+        """Raises what `route` raises, or 5.1.1 for what the mailbox refuses; the question of the doors."""
+        route = self.route(rcpt_to)
+        refusal = self._refusals.get(route.kind)
+        if refusal and (reason := refusal(own_address(route, rcpt_to), rcpt_to)):
+            raise _refusal("5.1.1", reason)
+
+
+def own_address(route: MailboxRoute, rcpt_to: str) -> str:
+    """The mailbox's own address: the route's, or of a backstop the recipient's without its plus part."""
+    if not route.address.startswith("*@"):
+        return route.address
+    local, domain = _key(rcpt_to)
+    return f"{local.partition('+')[0]}@{domain}"
+
+
+def plus_of(rcpt_to: str) -> str:
+    """What stands behind the + of an address."""
+    return rcpt_to.rpartition("@")[0].strip('"').partition("+")[2]
 
 
 def _key(address: str) -> tuple[str, str]:

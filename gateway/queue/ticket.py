@@ -16,12 +16,13 @@ EMAIL_SEND = "email.send"
 EMAIL_SEND_URGENT = "email.send.urgent"
 EMAIL_SEND_BULK = "email.send.bulk"
 POST_CREATE = "post.create"
+PHOTO_RENDER = "photo.render"
 SUSPECT = "gateway.suspect"
 HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came from
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
 
-WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, PHOTO_RENDER, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
 _RETRY = ".retry"
 

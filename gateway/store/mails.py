@@ -19,9 +19,10 @@ from gateway.errors import StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
+from gateway.mail.threads import ThreadClues
 from gateway.reply import Reply
 from gateway.runtime import Clock
-from gateway.store import posts, timeline
+from gateway.store import photos, posts, timeline
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
@@ -292,9 +293,20 @@ class Mails:
 
         def work(connection: sa.Connection) -> dict[str, Any] | None:
             found = posts.post(connection, post_id)
-            return None if found is None else found | {"timeline": timeline.story(connection, post_id)}
+            if found is None:
+                return None
+            thread = posts.thread(connection, found["thread_id"]) if found["thread_id"] else []
+            return found | {"thread": thread, "timeline": timeline.story(connection, post_id)}
 
         return await self._database.read(work)
+
+    async def find_thread(self, address: str, clues: ThreadClues, at: datetime) -> str:
+        """The thread at this address that the clues lead to, '' for none."""
+        return await self._database.read(lambda connection: posts.find_thread(connection, address, clues, at=at))
+
+    async def waiting_photos(self, mail_id: str) -> list[str]:
+        """The attachment ids of the photos of this mail that wait for their renditions, in order."""
+        return await self._database.read(lambda connection: photos.waiting_of_mail(connection, mail_id))
 
     async def find(self, prefix: str) -> list[tuple[str, str]]:
         """The (kind, id) of every mail, email or post whose id begins so."""

@@ -6,19 +6,37 @@ The octets of an attachment are a blob, put before the post is recorded; its row
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from gateway.mail.ids import new_id
+from gateway.mail.threads import SUBJECT_DAYS, ThreadClues
 from gateway.store.ledger import Acceptance
-from gateway.store.schema import as_json, attachments, posts
+from gateway.store.schema import as_json, attachments, posts, renditions
+
+_COLUMNS = (
+    "mailbox",
+    "kind",
+    "author",
+    "author_address",
+    "title",
+    "text",
+    "html",
+    "created_at",
+    "quoted",
+    "address",
+)
+_HIDDEN = frozenset({"sequence", "content_hash", "subject_key", "author_key"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAttachment:
-    """One attachment of a post to be; `content_type` is what the mail claims, `sniffed` what the octets look like."""
+    """One attachment of a post to be; `content_type` is what the mail claims, `sniffed` what the octets look like.
+
+    `photo` is its state (`store.photos`), `refusal` why it was refused.
+    """
 
     position: int
     filename: str
@@ -28,11 +46,14 @@ class NewAttachment:
     sha256: str
     content_id: str = ""
     inline: bool = False
+    caption: str = ""
+    photo: str = ""
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPost:
-    """A post to be; `html` is sanitised or None."""
+    """A post to be; `html` is sanitised or None, `quoted` what was cut off the text; with `thread` it joins or starts one."""
 
     mailbox: str
     kind: str
@@ -43,6 +64,9 @@ class NewPost:
     html: str | None
     created_at: datetime
     attachments: tuple[NewAttachment, ...] = ()
+    quoted: str = ""
+    address: str = ""
+    thread: ThreadClues | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +82,36 @@ class Origin:
 def insert_post(connection: sa.Connection, post: NewPost, origin: Origin) -> str:
     """Writes the rows of a post and returns its id."""
     post_id = origin.post_id or new_id()
-    columns = ("mailbox", "kind", "author", "author_address", "title", "text", "html", "created_at")
-    values = {name: getattr(post, name) for name in columns}
+    values = {name: getattr(post, name) for name in _COLUMNS} | _thread_values(connection, post, post_id)
     came = {"mail_id": origin.mail_id, "app": origin.app, "content_hash": origin.content_hash}
     connection.execute(sa.insert(posts), values | came | {"id": post_id})
     rows = [_attachment_values(item) | {"id": new_id(), "post_id": post_id} for item in post.attachments]
     if rows:
         connection.execute(sa.insert(attachments), rows)
     return post_id
+
+
+def find_thread(connection: sa.Connection, address: str, clues: ThreadClues, *, at: datetime) -> str:
+    """The thread at this address that the clues lead to, '' for none."""
+    if clues.thread_id:
+        return clues.thread_id
+    known = sa.select(posts.c.thread_id).where(posts.c.address == address, posts.c.thread_id != "")
+    newest_first = known.order_by(posts.c.created_at.desc(), posts.c.id.desc()).limit(1)
+    for message_id in clues.references:
+        if found := connection.execute(newest_first.where(posts.c.message_id == message_id)).scalar():
+            return str(found)
+    if not clues.subject_key or not clues.author_key:
+        return ""
+    alike = newest_first.where(posts.c.author_key == clues.author_key, posts.c.subject_key == clues.subject_key)
+    lately = alike.where(posts.c.created_at >= at - timedelta(days=SUBJECT_DAYS))
+    return str(connection.execute(lately).scalar() or "")
+
+
+def thread(connection: sa.Connection, thread_id: str) -> list[dict[str, Any]]:
+    """The posts of a thread, oldest first, ready for JSON."""
+    columns = (posts.c.id, posts.c.author, posts.c.title, posts.c.created_at)
+    query = sa.select(*columns).where(posts.c.thread_id == thread_id).order_by(posts.c.created_at, posts.c.id)
+    return [as_json(row) for row in connection.execute(query).mappings()]
 
 
 def list_posts(
@@ -91,9 +137,11 @@ def post(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
         return None
     query = sa.select(attachments).where(attachments.c.post_id == post_id).order_by(attachments.c.position)
     items = [dict(item) for item in connection.execute(query).mappings()]
+    made = _renditions(connection, post_id)
     for item in items:
         del item["post_id"]
-    facts = {key: value for key, value in as_json(row).items() if key not in {"sequence", "content_hash"}}
+        item["renditions"] = made.get(item["id"], [])
+    facts = {key: value for key, value in as_json(row).items() if key not in _HIDDEN}
     return facts | {"attachments": items}
 
 
@@ -105,6 +153,26 @@ def known_or_conflict(connection: sa.Connection, origin: Origin) -> Acceptance |
         return None
     same = (row.app, row.content_hash) == (origin.app, origin.content_hash)
     return Acceptance.KNOWN if same else Acceptance.CONFLICT
+
+
+def _renditions(connection: sa.Connection, post_id: str) -> dict[str, list[dict[str, Any]]]:
+    """What was made of each attachment of a post, by its id."""
+    query = sa.select(renditions).join(attachments, attachments.c.id == renditions.c.attachment_id)
+    made: dict[str, list[dict[str, Any]]] = {}
+    for row in connection.execute(query.where(attachments.c.post_id == post_id).order_by(renditions.c.kind)).mappings():
+        item = dict(row)
+        made.setdefault(item.pop("attachment_id"), []).append(item)
+    return made
+
+
+def _thread_values(connection: sa.Connection, post: NewPost, post_id: str) -> dict[str, str]:
+    """The columns of threading; looked up in the transaction, so that two mails at once do not start two threads."""
+    clues = post.thread
+    if clues is None:
+        return {}
+    found = find_thread(connection, post.address, clues, at=post.created_at) or post_id
+    keys = {name: getattr(clues, name) for name in ("message_id", "subject_key", "author_key")}
+    return keys | {"thread_id": found}
 
 
 def _attachment_values(item: NewAttachment) -> dict[str, Any]:

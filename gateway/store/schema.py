@@ -183,7 +183,17 @@ posts = sa.Table(
     sa.Column("html", Text),
     _text("app"),
     _text("content_hash"),
+    _text("quoted"),
+    _text("address"),
+    _text("thread_id"),
+    _text("message_id"),
+    _text("subject_key"),
+    _text("author_key"),
     sa.Index(None, "mailbox", "created_at"),
+    sa.Index(None, "mail_id"),
+    sa.Index(None, "thread_id"),
+    sa.Index(None, "message_id"),
+    sa.Index(None, "author_key", "subject_key"),
 )
 
 attachments = sa.Table(
@@ -199,7 +209,23 @@ attachments = sa.Table(
     sa.Column("sha256", Text, nullable=False),
     _text("content_id"),
     sa.Column("inline", sa.Boolean, nullable=False),
+    _text("caption"),
+    _text("photo"),
+    _text("refusal"),
     sa.UniqueConstraint("post_id", "position"),
+    sa.Index(None, "sha256"),
+)
+
+renditions = sa.Table(
+    "renditions",
+    metadata,
+    sa.Column("attachment_id", Text, sa.ForeignKey("attachments.id"), primary_key=True),
+    sa.Column("kind", Text, primary_key=True),
+    sa.Column("sha256", Text, nullable=False),
+    _text("content_type"),
+    sa.Column("size", Number, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
     sa.Index(None, "sha256"),
 )
 

@@ -76,6 +76,16 @@ def test_explain_says_what_would_become_of_each_recipient_and_makes_no_files(eml
     assert [item.name for item in tmp_path.iterdir()] == ["mail.eml"], "a look makes no files"
 
 
+def test_explain_knows_photos_and_support_and_makes_no_keys(eml: Path, tmp_path: Path) -> None:
+    forged = f"support+{'a' * 42}@localhost"
+    words = ["--to", "photos@localhost", "--to", "support@localhost", "--to", forged, "--json"]
+    photos, support, third = objects(gateway(tmp_path, "explain", str(eml), *words))
+    assert (photos["mailbox"], photos["disposition"], photos["reason"]) == ("photos", "delivered", "partial")
+    assert (support["mailbox"], support["disposition"], support["title"]) == ("support", "delivered", "Two things")
+    assert (third["disposition"], third["door"].split()[:2]) == ("held", ["550", "5.1.1"])
+    assert [item.name for item in tmp_path.iterdir()] == ["mail.eml"], "a look makes no files"
+
+
 def test_explain_reads_stdin_and_speaks_to_people_too(eml: Path, tmp_path: Path) -> None:
     done = gateway(tmp_path, "explain", "-", "--to", "posts@localhost", given=eml.read_bytes())
     assert done.returncode == 0, done.stderr.decode()

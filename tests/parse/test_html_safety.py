@@ -10,11 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from gateway.inbound.attachments import TypedAttachment
+from gateway.inbound.mailboxes.posts import with_positions
 from gateway.mail.parse import html
 from gateway.mail.parse.fallback import parse_octets
 
 CHROMIUM = shutil.which("chromium")
 _LINKS = re.compile(r"(?:https?|mailto|tel|cid):", re.I)
+_PLACED = re.compile(r"attachment:\d+")
+_PICTURE = TypedAttachment(
+    filename="p.png",
+    content_type="image/png",
+    sniffed="image/png",
+    size=1,
+    sha256="0" * 64,
+    octets=b"p",
+    content_id="p@example.org",
+    inline=True,
+)
 
 _CODE = ["alert(1)", "top.ran=1"]
 _HANDLERS = [
@@ -143,10 +156,11 @@ def payloads() -> list[str]:
 
 
 class Walk(HTMLParser):
-    """Walks over html as it is stored and says what is not on the allow-list."""
+    """Walks over html as it is stored and says what is not on the allow-list; only we name attachments by position."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_placed: bool) -> None:
         super().__init__()
+        self.is_placed = is_placed
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -156,6 +170,8 @@ class Walk(HTMLParser):
             allowed = html._ATTRIBUTES.get(tag, set()) | html._ATTRIBUTES["*"] | ({"rel"} if tag == "a" else set())
             if name not in allowed:
                 self.found.append(f"<{tag} {name}>")
+            if name in ("href", "src") and self.is_placed and _PLACED.fullmatch(value or ""):
+                continue
             if name in ("href", "src") and not _LINKS.match(value or ""):
                 self.found.append(f"{name}={value}")
             if name == "src" and not (value or "").lower().startswith("cid:"):
@@ -176,8 +192,8 @@ def stored(payload: str) -> str:
     return parse_octets(head + b"<p>before</p>" + payload.encode() + b"<p>after</p>").html
 
 
-def walk(text: str) -> list[str]:
-    walker = Walk()
+def walk(text: str, *, is_placed: bool = False) -> list[str]:
+    walker = Walk(is_placed=is_placed)
     walker.feed(text)
     walker.close()
     return walker.found
@@ -191,6 +207,18 @@ def test_there_are_two_hundred_payloads_and_the_walk_sees_them_all_unsanitised()
 
 def test_no_active_content_is_stored() -> None:
     assert {payload: found for payload in payloads() if (found := walk(stored(payload)))} == {}
+
+
+def test_pictures_named_by_their_position_bring_nothing_else_in() -> None:
+    """What the mailboxes store: every payload around, in and beside the links that they rewrite."""
+    places = ['<img src="cid:p@example.org">{}', '<img alt="{}" src="cid:p@example.org">', '<a href="cid:{}">x</a>']
+    for payload in payloads():
+        for place in [*places, '<img src="attachment:0">{}']:
+            safe = stored(place.format(payload))
+            placed = with_positions(safe, [_PICTURE])
+            assert walk(safe) == [], payload
+            assert walk(placed, is_placed=True) == [], payload
+    assert 'src="attachment:0"' in with_positions(stored(places[0].format("x")), [_PICTURE])
 
 
 def test_stored_html_is_a_fixed_point() -> None:

@@ -117,6 +117,7 @@ class _Harvest:
                 charset=headers.clean(leaf.parameters.get("charset", ""))[:64],
                 content_id=headers.clean(leaf.value("content-id")).strip("<> ")[:990],
                 inline=leaf.disposition == "inline" or (above == "multipart/related" and not leaf.disposition),
+                description=headers.decode_text(leaf.value("content-description"))[0][:990],
             )
         )
         return []

@@ -30,6 +30,7 @@ class ParsedAttachment:
     charset: str = ""
     content_id: str = ""
     inline: bool = False
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

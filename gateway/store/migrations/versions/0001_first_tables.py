@@ -210,10 +210,20 @@ def upgrade() -> None:
         sa.Column("html", Text(), nullable=True),
         sa.Column("app", Text(), server_default="", nullable=False),
         sa.Column("content_hash", Text(), server_default="", nullable=False),
+        sa.Column("quoted", Text(), server_default="", nullable=False),
+        sa.Column("address", Text(), server_default="", nullable=False),
+        sa.Column("thread_id", Text(), server_default="", nullable=False),
+        sa.Column("message_id", Text(), server_default="", nullable=False),
+        sa.Column("subject_key", Text(), server_default="", nullable=False),
+        sa.Column("author_key", Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(["mail_id"], ["mails.id"], name=op.f("fk_posts_mail_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_posts")),
     )
+    op.create_index(op.f("ix_posts_author_key_subject_key"), "posts", ["author_key", "subject_key"])
+    op.create_index(op.f("ix_posts_mail_id"), "posts", ["mail_id"])
     op.create_index(op.f("ix_posts_mailbox_created_at"), "posts", ["mailbox", "created_at"])
+    op.create_index(op.f("ix_posts_message_id"), "posts", ["message_id"])
+    op.create_index(op.f("ix_posts_thread_id"), "posts", ["thread_id"])
     op.create_table(
         "attachments",
         sa.Column("id", Text(), nullable=False),
@@ -226,8 +236,24 @@ def upgrade() -> None:
         sa.Column("sha256", Text(), nullable=False),
         sa.Column("content_id", Text(), server_default="", nullable=False),
         sa.Column("inline", sa.Boolean(), nullable=False),
+        sa.Column("caption", Text(), server_default="", nullable=False),
+        sa.Column("photo", Text(), server_default="", nullable=False),
+        sa.Column("refusal", Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(["post_id"], ["posts.id"], name=op.f("fk_attachments_post_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_attachments")),
         sa.UniqueConstraint("post_id", "position", name=op.f("uq_attachments_post_id_position")),
     )
     op.create_index(op.f("ix_attachments_sha256"), "attachments", ["sha256"])
+    op.create_table(
+        "renditions",
+        sa.Column("attachment_id", Text(), nullable=False),
+        sa.Column("kind", Text(), nullable=False),
+        sa.Column("sha256", Text(), nullable=False),
+        sa.Column("content_type", Text(), server_default="", nullable=False),
+        sa.Column("size", Number, nullable=False),
+        sa.Column("width", sa.Integer(), nullable=False),
+        sa.Column("height", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["attachment_id"], ["attachments.id"], name=op.f("fk_renditions_attachment_id")),
+        sa.PrimaryKeyConstraint("attachment_id", "kind", name=op.f("pk_renditions")),
+    )
+    op.create_index(op.f("ix_renditions_sha256"), "renditions", ["sha256"])
