@@ -316,6 +316,15 @@ def _nearest(key: str, *, of_attachment: bool) -> str:
     return f", perhaps {near[0]}?" if near else ""
 
 
+def refuse_too_large(body: bytes) -> None:
+    """Raises InvalidRequest for a body not worth parsing; for those who parse it themselves."""
+    if len(body) > MAX_REQUEST_BYTES:
+        raise InvalidRequest([Problem("(request)", f"has {len(body)} bytes, at most {MAX_REQUEST_BYTES}")])
+    if _has_too_many_values(body):
+        most = MAX_PARAMS_VALUES + MAX_OTHER_VALUES
+        raise InvalidRequest([Problem("(request)", f"has too many values, at most {most}")])
+
+
 def _has_too_many_values(body: bytes) -> bool:
     """Whether the JSON is sure to have more values than any request may, found by counting: parsing would hold the GIL."""
     most = MAX_PARAMS_VALUES + MAX_OTHER_VALUES
@@ -327,11 +336,8 @@ def _has_too_many_values(body: bytes) -> bool:
 
 def parse_send_email(body: bytes | str | dict[str, Any]) -> SendEmail:
     """Reads a request; raises InvalidRequest naming every problem with its path (the first hundred)."""
-    if not isinstance(body, dict) and len(body) > MAX_REQUEST_BYTES:
-        raise InvalidRequest([Problem("(request)", f"has {len(body)} bytes, at most {MAX_REQUEST_BYTES}")])
-    if not isinstance(body, dict) and _has_too_many_values(body.encode() if isinstance(body, str) else body):
-        most = MAX_PARAMS_VALUES + MAX_OTHER_VALUES
-        raise InvalidRequest([Problem("(request)", f"has too many values, at most {most}")])
+    if not isinstance(body, dict):
+        refuse_too_large(body.encode() if isinstance(body, str) else body)
     try:
         if isinstance(body, dict):
             return SendEmail.model_validate(body)

@@ -161,7 +161,7 @@ class Ingest:
         except ValueError as error:
             raise PermanentFailure(f"no mail: {error}") from None
         except StoreUnavailable:
-            if await self._blobs.exists(blob):
+            if await self._blobs.exists(blob) or not await self._blobs.is_there():
                 raise
             raise _BlobMissing(f"the blob {blob} is not in the store", owner=FaultOwner.CONTENT) from None
 

@@ -44,6 +44,8 @@ class Blobs(Protocol):
 
     async def exists(self, digest: str) -> bool: ...
 
+    async def is_there(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeLimits:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from gateway.contract.email_send import MAX_REQUEST_BYTES, VERSION, SendEmail, parse_send_email
+from gateway.contract.email_send import VERSION, SendEmail, parse_send_email, refuse_too_large
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import parse_address, wire_mailbox
 from gateway.mail.ids import canonical_uuid, new_id
@@ -120,8 +120,7 @@ class AcceptanceDesk:
 
 def read_request(ticket: Ticket) -> SendEmail:
     """The ticket's request; raises InvalidRequest, or NewerVersion. Without an `id` of its own it has the ticket's."""
-    if len(ticket.body) > MAX_REQUEST_BYTES:
-        return parse_send_email(ticket.body)
+    refuse_too_large(ticket.body)
     try:
         data = json.loads(ticket.body)
     except (ValueError, RecursionError):
@@ -139,6 +138,7 @@ def read_request(ticket: Ticket) -> SendEmail:
 def _claimed_id(ticket: Ticket) -> str:
     """The id a broken request goes by: its own if that can be read, else the ticket's."""
     try:
+        refuse_too_large(ticket.body)
         return canonical_uuid(json.loads(ticket.body)["id"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (InvalidRequest, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ticket.id

@@ -2,8 +2,7 @@
 
 `put` returns when the octets are on disk under their name (written aside, fsynced, renamed, folders fsynced).  A put of
 what is there already renews its age, so that a collector never takes what somebody just relied on.
-Promises: `get` returns exactly what was put or raises; a fault of the disk, the whole folder missing included, is
-StoreUnavailable.
+Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
 Limits: octets pass through memory whole; the file store is for one machine.
 """
 
@@ -38,8 +37,10 @@ class BlobStore(Protocol):
         """The octets, proved against the digest; raises StoreUnavailable when missing or damaged."""
         ...
 
-    async def exists(self, digest: str) -> bool:
-        """Raises StoreUnavailable where that cannot be known."""
+    async def exists(self, digest: str) -> bool: ...
+
+    async def is_there(self) -> bool:
+        """Whether the store itself is there; a folder is not, while it is not mounted or nothing was ever put."""
         ...
 
     async def size(self, digest: str) -> int | None:
@@ -60,10 +61,10 @@ class FileBlobStore:
         return await self._in_thread(lambda: self._get(digest))
 
     async def exists(self, digest: str) -> bool:
-        found = await self.size(digest) is not None
-        if not found and not await self._in_thread(self._folder.is_dir):
-            raise StoreUnavailable(f"blobs: {self._folder} is not there")
-        return found
+        return await self.size(digest) is not None
+
+    async def is_there(self) -> bool:
+        return await self._in_thread(self._folder.is_dir)
 
     async def size(self, digest: str) -> int | None:
         return await self._in_thread(lambda: _size(self._path(digest)))

@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from gateway.contract.email_send import MAX_REQUEST_BYTES, SendEmail, parse_send_email
+from gateway.contract.email_send import MAX_REQUEST_BYTES, SendEmail, parse_send_email, refuse_too_large
 from gateway.errors import InvalidRequest, Problem, TransientFailure
 from gateway.mail.ids import canonical_uuid
 from gateway.runtime import Stop, aside
@@ -117,6 +117,7 @@ def _with_idempotency_key(body: bytes, key: str | None) -> SendEmail:
     if key is None:
         return parse_send_email(body)
     key = key.strip().strip('"')  # a string in quotes in the IETF's draft, plain nearly everywhere else
+    refuse_too_large(body)
     try:
         data = json.loads(body)
     except RecursionError:

@@ -286,7 +286,7 @@ async def test_a_blob_folder_that_is_not_mounted_is_waited_for(house: House) -> 
     (ticket,) = await house.tickets()
     folder = house.folder / "blobs"
     folder.rename(house.folder / "elsewhere")
-    with pytest.raises(StoreUnavailable, match="is not there"):
+    with pytest.raises(StoreUnavailable):
         await ingest.handle(ticket)
 
     folder.mkdir()  # the mount point without what is to be mounted

@@ -67,7 +67,7 @@ async def relay(folder: str) -> None:
             with open(f"{folder}/published", "a") as file:
                 file.writelines(f"{event.id}\n" for event in events)
 
-    await relay_events(await open_database(f"sqlite:///{folder}/store.db"), Exchange(), stop=Stop())
+    await relay_events(await open_database(f"sqlite:///{folder}/store.db"), Exchange(), stop=Stop(), on_fault=print)
 
 
 async def open_it(folder: str) -> None:

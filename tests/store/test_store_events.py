@@ -48,7 +48,8 @@ async def until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def relaying(database: Database, broker: object, **values: object) -> AsyncIterator[Stop]:
     stop = Stop()
-    task = asyncio.create_task(relay_events(database, broker, stop=stop, **values))
+    faults: list[Exception] = []
+    task = asyncio.create_task(relay_events(database, broker, stop=stop, **{"on_fault": faults.append} | values))
     try:
         yield stop
     finally:
