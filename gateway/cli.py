@@ -319,9 +319,9 @@ def cancel(context: Context, email_id: str) -> None:
 
 
 @dead.command("list")
-def dead_list(context: Context, as_json: AsJson = False) -> None:
+def dead_list(context: Context, limit: Annotated[int, typer.Option(min=1)] = 1000, as_json: AsJson = False) -> None:
     """Lists dead letters, oldest first."""
-    _list(context, "dead", ["number", "id", "queue", "died_at", "reason"], {}, as_json)
+    _list(context, "dead", ["number", "id", "queue", "died_at", "reason"], {"limit": limit}, as_json)
 
 
 @dead.command("show")
@@ -329,10 +329,10 @@ def dead_show(context: Context, number: str, as_json: AsJson = False) -> None:
     """Shows one dead letter with its ticket."""
     from gateway import commands, tables
 
-    found = [row for row in _run(commands.rows(_settings(context), "dead", {"whole": True})) if row["number"] == number]
-    if not found:
+    found = _run(commands.dead_one(_settings(context), number))
+    if found is None:
         raise _no(f"no dead letter {number}")
-    tables.print_object(found[0], as_json=as_json)
+    tables.print_object(found, as_json=as_json)
 
 
 @dead.command("retry")

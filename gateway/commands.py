@@ -21,7 +21,7 @@ from gateway.runtime import utc_now
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from gateway.queue.broker import Broker
+    from gateway.queue.broker import Broker, DeadTicket
     from gateway.watch.doctor import Finding
 
 
@@ -78,23 +78,27 @@ async def _queue_rows(broker: Broker) -> list[dict[str, Any]]:
     return [asdict(depth) for depth in await broker.depths()]
 
 
-async def _dead_rows(broker: Broker, *, whole: bool = False) -> list[dict[str, Any]]:
-    found = []
-    for item in await broker.dead():
-        row = {
-            "number": item.number,
-            "id": item.ticket.id,
-            "queue": item.queue,
-            "box": item.box,
-            "died_at": item.died_at,
-            "reason": item.reason,
-        }
-        if whole:
-            ticket = item.ticket
-            row |= {"attempt": ticket.attempt, "size": len(ticket.body), "content_type": ticket.content_type}
-            row |= {"headers": dict(ticket.headers), "next_step": "gateway dead retry NUMBER, or dead drop NUMBER"}
-        found.append(row)
-    return found
+async def _dead_rows(broker: Broker, *, limit: int = 1000) -> list[dict[str, Any]]:
+    return [_dead_row(item) for item in await broker.dead(limit=limit)]
+
+
+def _dead_row(item: DeadTicket) -> dict[str, Any]:
+    told = {"number": item.number, "id": item.ticket.id, "queue": item.queue, "box": item.box}
+    return told | {"died_at": item.died_at, "reason": item.reason}
+
+
+async def dead_one(settings: Settings, number: str) -> dict[str, Any] | None:
+    """One dead letter with what its ticket carried."""
+    if not sqlite_path(settings.queue_url).exists():
+        return None
+    async with open_queue(settings) as broker:
+        item = await broker.dead_one(number)
+    if item is None:
+        return None
+    ticket = item.ticket
+    carried = {"attempt": ticket.attempt, "size": len(ticket.body), "content_type": ticket.content_type}
+    next_step = f"gateway dead retry {number}, or gateway dead drop {number}"
+    return _dead_row(item) | carried | {"headers": dict(ticket.headers), "next_step": next_step}
 
 
 async def release(settings: Settings, item: str) -> int:
@@ -193,9 +197,13 @@ async def _the_one(store: Store, item: str) -> tuple[str, str]:
     return found[0]
 
 
-async def cancel(settings: Settings, email_id: str) -> int:
-    async with open_store(settings) as store:
-        return await store.ledger.cancel(email_id)
+async def cancel(settings: Settings, item: str) -> int:
+    """What is not yet sent of an email never will be."""
+    async with _existing_store(settings) as store:
+        if store is None:
+            return 0
+        kind, subject = await _the_one(store, item)
+        return await store.ledger.cancel(subject) if kind == "email" else 0
 
 
 async def retry_dead(settings: Settings, number: str) -> bool:

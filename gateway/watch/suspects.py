@@ -21,7 +21,7 @@ from typing import Protocol
 from gateway.errors import QueueUnavailable
 from gateway.maillog import MailLog
 from gateway.queue.ticket import SUSPECT
-from gateway.runtime import Stop
+from gateway.runtime import CLEANUP_SECONDS, Stop
 
 LOOK_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -100,7 +100,7 @@ async def _end(child: Process, grace_seconds: float) -> None:
     with suppress(ProcessLookupError):
         child.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(grace_seconds):
+            async with asyncio.timeout(grace_seconds + CLEANUP_SECONDS):
                 await child.wait()
         except TimeoutError:
             child.kill()

@@ -103,7 +103,7 @@ async def test_of_ten_thousand_recipients_a_thousand_are_taken_and_452_for_the_r
 
 @BOTH
 async def test_a_client_with_thousands_of_commands_leaves_others_their_turn(kind: type[Door], house: House) -> None:
-    talk = await Talk.with_door(await house.open_door(kind))
+    talk = await Talk.with_door(await house.open_door(kind, junk_commands=10_000))
     await talk.reply()
     turns = 0
 
