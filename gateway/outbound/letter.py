@@ -24,7 +24,10 @@ class Letter:
 
     @property
     def needs_smtputf8(self) -> bool:
-        return needs_smtputf8(self.recipient) or (bool(self.mail_from) and needs_smtputf8(self.mail_from))
+        """Whether the envelope or a header (RFC 6532) has raw UTF-8: then the relay must offer SMTPUTF8 (RFC 6531)."""
+        if needs_smtputf8(self.recipient) or (self.mail_from and needs_smtputf8(self.mail_from)):
+            return True
+        return not self.octets.partition(b"\r\n\r\n")[0].isascii()
 
     @property
     def sender_path(self) -> bytes:

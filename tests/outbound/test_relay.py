@@ -177,7 +177,9 @@ async def test_what_the_relay_cannot_take_is_refused_before_mail(pool_of: Build)
         with pytest.raises(Refused, match=r"5\.6\.7"):
             await send(pool, "jürgen@example.org", b"a: b\r\n")
         with pytest.raises(Refused, match=r"5\.6\.3"):
-            await send(pool, octets="ä: b\r\n".encode())
+            await send(pool, octets="a: b\r\n\r\nä\r\n".encode())
+        with pytest.raises(Refused, match=r"5\.6\.7"):
+            await send(pool, octets="To: jürgen@example.org\r\n\r\n".encode())
         assert relay.seen["mail"] == 0
         assert relay.connections == 1
 

@@ -307,9 +307,7 @@ async def test_an_attachment_that_is_not_in_the_blob_store_is_told(cage: Cage) -
 
 async def test_a_template_that_crashes_its_child_is_the_contents_fault(tmp_path: Path) -> None:
     templates = write(tmp_path, "deep", {"body.html": "{% for i in items %}<div>{% endfor %}"})
-    async with Cage(
-        children=1, cpu_seconds=10, wall_seconds=30, preload=PRELOAD
-    ) as patient:  # it crashes late in its work
+    async with Cage(children=1, cpu_seconds=10, wall_seconds=30, preload=PRELOAD) as patient:
         with pytest.raises(PermanentFailure, match=r"template deep breaks its rendering \(SIG") as failure:
             await filled(patient, templates, "deep", {"items": [0] * 15_000})
     assert failure.value.owner is FaultOwner.CONTENT
