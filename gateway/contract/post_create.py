@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.contract.canonical_json import canonical_json
-from gateway.contract.email_send import MAX_INLINE_BYTES, AddressText, Attachment, BodyText, HeaderText
+from gateway.contract.email_send import (
+    MAX_INLINE_BYTES,
+    AddressText,
+    Attachment,
+    BodyText,
+    HeaderText,
+    refuse_too_large,
+)
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.ids import canonical_uuid, new_id
 
@@ -64,6 +71,7 @@ def parse_create_post(body: bytes | Mapping[str, Any]) -> CreatePost:
     """Reads a request; raises InvalidRequest naming every problem with its path."""
     try:
         if isinstance(body, bytes):
+            refuse_too_large(body)
             return CreatePost.model_validate_json(body)
         return CreatePost.model_validate(body)
     except ValidationError as error:

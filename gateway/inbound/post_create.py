@@ -12,7 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from gateway.contract.email_send import Attachment
+from gateway.contract.email_send import Attachment, refuse_too_large
 from gateway.contract.post_create import CreatePost, parse_create_post
 from gateway.errors import InvalidRequest, PermanentFailure, Problem
 from gateway.inbound.attachments import TypedAttachment, typed
@@ -23,7 +23,7 @@ from gateway.mail.parse import Cage, ParsedAttachment
 from gateway.maillog import MailLog
 from gateway.queue.broker import Done
 from gateway.queue.ticket import Ticket
-from gateway.runtime import Clock, failpoint
+from gateway.runtime import Clock, aside, failpoint
 from gateway.store.ledger import Acceptance
 from gateway.store.mails import Mails
 from gateway.store.posts import NewPost
@@ -45,12 +45,12 @@ class PostDesk:
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; raises PermanentFailure for a bad one nobody waits for, and what store, queue and cage raise."""
         try:
-            request = read_request(ticket)
+            request = await aside(len(ticket.body), lambda: read_request(ticket))
             post = await self._post(request)
         except InvalidRequest as invalid:
             return await self._refuse(ticket, "rejected", invalid.problems)
         recorded = await self._mails.record_posted(
-            post, post_id=request.id, app=ticket.app, content_hash=request.content_hash()
+            post, post_id=request.id, app=ticket.app, content_hash=await aside(len(ticket.body), request.content_hash)
         )
         failpoint("post_create.recorded")
         if recorded is Acceptance.CONFLICT:
@@ -129,6 +129,7 @@ def clean_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], b
 
 def read_request(ticket: Ticket) -> CreatePost:
     """The ticket's request; raises InvalidRequest. Without an `id` of its own it has the ticket's."""
+    refuse_too_large(ticket.body)
     try:
         data = json.loads(ticket.body)
     except (ValueError, RecursionError):

@@ -117,3 +117,10 @@ async def test_the_client_refuses_a_bad_post_before_it_is_queued(house: House) -
         with pytest.raises(InvalidRequest, match="title"):
             await client.create_post(author="Ann")
         assert await client.create_post(id=ID.upper(), author="Ann", title="x") == ID
+
+
+async def test_a_post_too_large_to_be_one_is_a_dead_letter_before_it_is_parsed(house: House) -> None:
+    endless = b'{"title": "x", "text": [' + b"[]," * 200_000 + b"[]]}"
+    async with working(house) as (_, desk):
+        with pytest.raises(PermanentFailure, match="too many values"):
+            await desk.handle(Ticket(queue=POST_CREATE, id=ID, body=endless))
