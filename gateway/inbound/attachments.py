@@ -105,10 +105,10 @@ def _typed(number: int, attachment: ParsedAttachment, sniffed: str) -> TypedAtta
 
 
 def _detector() -> Any:
-    """libmagic of the system where there is one, else the one that pylibmagic brings."""
-    try:
-        import magic
-    except ImportError:
-        import pylibmagic  # noqa: F401 - its import makes the library it carries findable
-        import magic  # isort: skip
-    return lambda head: magic.from_buffer(head, mime=True)
+    """libmagic with its database as pylibmagic brings them: the same word everywhere, whatever the system has or lacks."""
+    import pylibmagic  # first: its import makes the library it carries the one that is found
+
+    import magic  # isort: skip
+
+    sniffer = magic.Magic(mime=True, magic_file=str(pylibmagic.data / "magic.mgc"))
+    return lambda head: str(sniffer.from_buffer(head))
