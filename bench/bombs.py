@@ -1,11 +1,13 @@
 """Ordinary mails beside one bomb, against the same mails without: by how much does anybody notice?
 
-A whole `gateway run` on a private folder.  One client sends 300 ordinary mails at a steady pace over one connection; in the
-runs with a bomb another sends it after the first 50.  `door` is how long the 250 took after the final dot, `kept→stored` how
-long from the 250 until the delivery is in the store (its own `updated_at`: the reader adds nothing), `hello` how long the
-door took to answer a NOOP, asked every 5 ms all the while: that is the stall of the event loop as others see it, the
-machine's own weather included.  Each bomb's run stands between two without; the better of them is what it is compared with
-and their difference is the weather.  Limit: goal of 100 ms is about the worst mail, so a busy machine misses it by itself.
+A whole `gateway run` on a private folder.  One client sends 300 ordinary mails at a steady pace over one connection, one in
+twenty of them so long that it is read in the cage, too; in the runs with a bomb another client sends it after the first 50.
+`door` is how long the 250 took after the final dot, `stored` from the 250 until a reader of the store sees the post (it
+looks every 2 ms), `caged` the same of the long ones, `noop` how long the door took over a NOOP asked every 5 ms: a stall of
+the event loop as others see it, the machine's own weather included.
+Each bomb's run stands between two without and is compared with the better of them.
+Limits: 100 ms is about the worst of 300 mails, so a machine busy with something else misses the goal by itself: the spread
+of the runs without a bomb says how busy it was.
 """
 
 from __future__ import annotations
@@ -22,24 +24,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 MAILS = int(os.environ.get("BENCH_MAILS", "300"))
 PACE_SECONDS = 0.01
 PROBE_SECONDS = 0.005
+LOOK_SECONDS = 0.002
 BOMB_AFTER = 50
+LONG_ONE_IN = 20
 GOAL_MS = 100
 READY_SECONDS = 20
 SETTLE_SECONDS = 60
-# The dearest of their kinds: what burns its whole budget in the cage, and what burns most in the process itself.
+# What burns the whole budget of the cage, and what costs much before a limit ends it.
 WORST = (
-    "html nested deep",
     "html attributes",
-    "html formatting never closed",
-    "nested multiparts",
-    "tnef of many objects",
-    "a header of folds",
+    "tnef of many properties",
+    "tnef of many recipients",
+    "html nested deep",
+    "nine hundred html parts",
 )
 
 
@@ -67,7 +69,7 @@ def gateway(folder: Path) -> Iterator[int]:
         command = [sys.executable, "-m", "gateway.cli", "run"]
         process = subprocess.Popen(command, env=kept | own, stdout=log, stderr=log)
     try:
-        wait_for(lambda: is_ready(port), READY_SECONDS)
+        wait_for(lambda: is_ready(port) and has_store(folder), READY_SECONDS)
         yield port
     finally:
         process.terminate()
@@ -79,6 +81,15 @@ def is_ready(port: int) -> bool:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             return connection.recv(3) == b"220"
     except OSError:
+        return False
+
+
+def has_store(folder: Path) -> bool:
+    """The door opens before the store does."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{folder}/store.db?mode=ro", uri=True)) as store:
+            return store.execute("SELECT count(*) FROM posts").fetchone() is not None
+    except sqlite3.OperationalError:
         return False
 
 
@@ -94,7 +105,8 @@ def bombs() -> dict[str, Callable[[], bytes]]:
     """The tests' own: they are written once."""
     path = Path(__file__).parents[1] / "tests" / "parse" / "bombs.py"
     spec = importlib.util.spec_from_file_location("bombs", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found: dict[str, Callable[[], bytes]] = module.BOMBS
@@ -127,6 +139,7 @@ class Client:
         self.say(b"MAIL FROM:<ann@example.org>\r\nRCPT TO:<posts@localhost>\r\nDATA\r\n")
         for code in (b"250", b"250", b"354"):
             self.expect(code)
+        octets = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         wire = octets.replace(b"\r\n.", b"\r\n..") + (b"" if octets.endswith(b"\r\n") else b"\r\n") + b".\r\n"
         begun = time.perf_counter()
         self.say(wire)
@@ -161,69 +174,99 @@ class Probe(threading.Thread):
         client.close()
 
 
+class Reader(threading.Thread):
+    """Sees posts as they are committed: one connection, asked for what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.path = folder / "store.db"
+        self.seen: dict[str, float] = {}
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as store:
+            last = store.execute("SELECT coalesce(max(rowid), 0) FROM posts").fetchone()[0]
+            while not self.is_over.wait(LOOK_SECONDS):
+                rows = store.execute(
+                    "SELECT rowid, mail_id FROM posts WHERE rowid > ? ORDER BY rowid", (last,)
+                ).fetchall()
+                now = time.perf_counter()
+                self.seen.update((mail_id, now) for _, mail_id in rows)
+                last = rows[-1][0] if rows else last
+
+
 # One run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Seconds, one for each ordinary mail (or each question of the probe); and what became of the bomb."""
+    """Seconds, one for each mail (or each question of the probe); and what became of the bomb."""
 
     door: Sequence[float]
     stored: Sequence[float]
-    hello: Sequence[float]
+    caged: Sequence[float]
+    noop: Sequence[float]
     bomb: str = ""
+
+
+class Bomber(threading.Thread):
+    """Sends one bomb and waits for its end."""
+
+    def __init__(self, port: int, folder: Path, bomb: bytes) -> None:
+        super().__init__(daemon=True)
+        self.client = Client(port)
+        self.folder = folder
+        self.bomb = bomb
+        self.end = ""
+
+    def run(self) -> None:
+        mail_id, _ = self.client.mail(self.bomb)
+        begun = time.perf_counter()
+        self.client.close()
+        with contextlib.closing(sqlite3.connect(f"file:{self.folder}/store.db?mode=ro", uri=True)) as store:
+            question = "SELECT disposition FROM deliveries WHERE mail_id = ? AND disposition <> 'pending'"
+            wait_for(lambda: store.execute(question, (mail_id,)).fetchone() is not None, SETTLE_SECONDS)
+            self.end = store.execute(question, (mail_id,)).fetchone()[0]
+        self.end += f" after {time.perf_counter() - begun:.1f} s"
 
 
 def ordinary(run: int, number: int) -> bytes:
     head = (
         f"From: ann@example.org\r\nTo: posts@localhost\r\nSubject: {number}\r\nMessage-ID: <{run}.{number}@example.org>"
     )
-    return (head + "\r\n\r\n" + "Some words of an ordinary letter, line after line.\r\n" * 40).encode()
+    lines = 6_000 if number % LONG_ONE_IN == 0 else 40
+    return (head + "\r\n\r\n" + "Some words of an ordinary letter, line after line.\r\n" * lines).encode()
 
 
 def run(port: int, folder: Path, number: int, bomb: bytes | None) -> Run:
-    probe = Probe(port)
+    probe, reader, client = Probe(port), Reader(folder), Client(port)
+    bomber = Bomber(port, folder, bomb) if bomb is not None else None
     probe.start()
-    client, second, kept, bomb_ids = Client(port), Client(port), {}, list[str]()
-    thrower = threading.Thread(target=lambda: bomb_ids.append(second.mail(bomb or b"")[0]))
-    door = []
+    reader.start()
+    door: list[float] = []
+    kept: dict[str, float] = {}
     for mail in range(MAILS):
-        if bomb is not None and mail == BOMB_AFTER:
-            thrower.start()
+        if bomber is not None and mail == BOMB_AFTER:
+            bomber.start()
         mail_id, took = client.mail(ordinary(number, mail))
-        kept[mail_id] = time.time()
+        kept[mail_id] = time.perf_counter()
         door.append(took)
         time.sleep(PACE_SECONDS)
-    if bomb is not None:
-        thrower.join()
-    ends = settled(folder, {*kept, *bomb_ids})
-    probe.is_over.set()
-    probe.join()
+    wait_for(lambda: kept.keys() <= reader.seen.keys(), SETTLE_SECONDS)
+    if bomber is not None:
+        bomber.join()
+    for thread in (probe, reader):
+        thread.is_over.set()
+        thread.join()
     client.close()
-    second.close()
-    stored = [max(0.0, ends[mail_id][1] - at) for mail_id, at in kept.items()]
-    assert all(ends[mail_id][0] == "delivered" for mail_id in kept)
-    return Run(door=door, stored=stored, hello=probe.waits, bomb=ends[bomb_ids[0]][0] if bomb_ids else "")
-
-
-def settled(folder: Path, mail_ids: set[str]) -> dict[str, tuple[str, float]]:
-    """Disposition and the time it was recorded (Unix seconds) of each."""
-    ends: dict[str, tuple[str, float]] = {}
-    with contextlib.closing(sqlite3.connect(f"file:{folder}/store.db?mode=ro", uri=True)) as store:
-
-        def are_settled() -> bool:
-            rows = store.execute(
-                "SELECT mail_id, disposition, updated_at FROM deliveries WHERE disposition <> 'pending'"
-            )
-            ends.update((mail_id, (disposition, unix(at))) for mail_id, disposition, at in rows)
-            return mail_ids <= ends.keys()
-
-        wait_for(are_settled, SETTLE_SECONDS)
-    return ends
-
-
-def unix(at: str | int | float) -> float:
-    return datetime.fromisoformat(at).timestamp() if isinstance(at, str) else float(at)
+    waits = [max(0.0, reader.seen[mail_id] - at) for mail_id, at in kept.items()]
+    return Run(
+        door=door,
+        stored=[wait for number, wait in enumerate(waits) if number % LONG_ONE_IN],
+        caged=waits[::LONG_ONE_IN],
+        noop=probe.waits,
+        bomb=bomber.end if bomber is not None else "",
+    )
 
 
 # The report
@@ -236,39 +279,42 @@ def milliseconds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def row(name: str, found: Run) -> str:
-    cells = (
-        "{:6.1f}{:7.1f}{:7.1f}".format(*milliseconds(values)) for values in (found.door, found.stored, found.hello)
-    )
-    return f"{name:<30}" + "   ".join(cells) + f"   {found.bomb}"
+    columns = (found.door, found.stored, found.caged, found.noop)
+    cells = ("{:6.0f}{:6.0f}{:6.0f}".format(*milliseconds(values)) for values in columns)
+    return f"{name:<30}" + "  ".join(cells) + f"   {found.bomb}"
 
 
-def later(with_bomb: Run, without: Run) -> float:
-    """By how many milliseconds the worst mail beside the bomb is later than the worst without."""
-    return milliseconds(with_bomb.stored)[2] - milliseconds(without.stored)[2]
+def worst(found: Run) -> float:
+    """The milliseconds of the mail that waited longest, short or long."""
+    return max(*found.stored, *found.caged) * 1000
+
+
+def compare(port: int, folder: Path) -> tuple[list[Run], dict[str, float]]:
+    """The runs without a bomb, and by how many milliseconds the worst mail beside each bomb is later."""
+    known = bombs()
+    run(port, folder, 0, None)  # warms it up
+    plain = [run(port, folder, 1, None)]
+    print(row("no bomb", plain[-1]), flush=True)
+    excess: dict[str, float] = {}
+    for number, bomb in enumerate(WORST, start=1):
+        beside = run(port, folder, 2 * number, known[bomb]())
+        plain.append(run(port, folder, 2 * number + 1, None))
+        excess[bomb] = worst(beside) - min(worst(plain[-2]), worst(plain[-1]))
+        print(row(bomb, beside))
+        print(row("no bomb", plain[-1]), flush=True)
+    return plain, excess
 
 
 def main() -> None:
-    known = bombs()
     print(f"bombs: {MAILS} ordinary mails beside one bomb; milliseconds p50, p99, worst of each")
-    print(f"{'':<30}{'door':>20}{'kept→stored':>23}{'hello':>23}   the bomb")
+    print(f"{'':<30}{'door':>18}{'stored':>20}{'caged':>20}{'noop':>20}   the bomb")
     with tempfile.TemporaryDirectory() as name, gateway(Path(name)) as port:
-        folder = Path(name)
-        run(port, folder, 0, None)  # warms it up
-        plain, excess = [run(port, folder, 1, None)], dict[str, float]()
-        print(row("no bomb", plain[-1]))
-        for number, bomb in enumerate(WORST):
-            beside = run(port, folder, 2 * number + 2, known[bomb]())
-            plain.append(run(port, folder, 2 * number + 3, None))
-            excess[bomb] = later(beside, min(plain[-2:], key=lambda item: max(item.stored)))
-            print(row(bomb, beside))
-            print(row("no bomb", plain[-1]))
-    weather = [milliseconds(item.stored)[2] for item in plain]
-    print(f"the worst mail without a bomb: {min(weather):.0f} to {max(weather):.0f} ms from run to run")
-    worst = max(excess, key=lambda bomb: excess[bomb])
-    verdict = "reached" if excess[worst] <= GOAL_MS else "missed"
-    print(
-        f"the worst mail beside a bomb is later by at most {excess[worst]:.0f} ms ({worst}); goal {GOAL_MS} ms: {verdict}"
-    )
+        plain, excess = compare(port, Path(name))
+    weather = sorted(map(worst, plain))
+    print(f"the worst mail without a bomb: {weather[0]:.0f} to {weather[-1]:.0f} ms from run to run")
+    for bomb, later in excess.items():
+        print(f"the worst mail beside it is later by {later:5.0f} ms: {bomb}")
+    print(f"goal, none later by more than {GOAL_MS} ms: {'reached' if max(excess.values()) <= GOAL_MS else 'missed'}")
 
 
 if __name__ == "__main__":
