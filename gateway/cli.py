@@ -166,7 +166,12 @@ def send(
 
     fields: dict[str, Any] = {"params": _params(params, param or ())}
     fields |= {key: value for key, value in (("id", id_), ("stream", stream)) if value is not None}
-    print(_run(commands.send(_settings(context), template, to, attach or (), fields)))  # noqa: T201
+    email_id = _run(commands.send(_settings(context), template, to, attach or (), fields))
+    try:
+        print(email_id, flush=True)  # noqa: T201
+    except OSError:  # it is queued all the same: who tries again must do so with this id
+        _note(f"gateway: queued as {email_id}")
+        raise
 
 
 def _params(source: str | None, words: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
-from gateway.errors import PermanentFailure, Problem
+from gateway.errors import PermanentFailure, Problem, QueueUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
 from gateway.runtime import utc_now
@@ -226,6 +226,16 @@ async def check_templates(settings: Settings) -> list[Problem]:
         return await check_samples(open_templates(settings), cage)
 
 
+async def _look_at_queue(settings: Settings) -> list[Finding]:
+    from gateway.watch import doctor as look
+
+    try:
+        async with open_queue(settings) as broker:
+            return look.check_queues(await broker.depths())
+    except QueueUnavailable as error:
+        return [look.Finding(level="wrong", what="queue", finding=str(error), next_step=look.QUEUE_STEP)]
+
+
 async def doctor(settings: Settings) -> list[Finding]:
     """Looks at everything the gateway stands on."""
     from gateway.watch import doctor as look
@@ -235,8 +245,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
     findings += look.check_templates(await check_templates(settings))
     if sqlite_path(settings.queue_url).exists():
-        async with open_queue(settings) as broker:
-            findings += look.check_queues(await broker.depths())
+        findings += await _look_at_queue(settings)
     findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
     return findings
 

@@ -32,7 +32,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
     """Prints a list, oldest first; returns how many lines of data."""
     if as_json:
         return sum(_print_json(row) for row in rows)
-    kept = [[_cell(row.get(column)) for column in columns] for row in rows]
+    kept = [[*(_cell(row.get(name)) for name in columns[:-1]), printable(row.get(columns[-1]))] for row in rows]
     widths = [max(len(line[i]) for line in [list(columns), *kept]) for i in range(len(columns))]
     if kept:
         for line in [list(columns), *kept]:

@@ -17,6 +17,7 @@ from gateway.outbound.relay_url import RelaySpec
 from gateway.queue.broker import Depth
 
 OLD_TICKET_SECONDS = 3600
+QUEUE_STEP = "a disk or rights fault: mend it; a damaged file: keep a copy, restore the last backup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,3 +80,11 @@ async def test_the_first_render_pays_no_imports(tmp_path: Path) -> None:
     async with cage:
         answer, _ = await cage.run("cage_imports:render_and_tell_imports", {})
     assert answer["imported"] == []
+
+
+def test_a_damaged_queue_is_a_finding_with_its_next_step_not_the_end_of_the_visit(tmp_path: Path) -> None:
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "queue.db").write_bytes(b"no database at all, whatever its name says\n" * 100)
+    findings = doctor(tmp_path)
+    assert [(level, "file is not a database" in text) for level, text in found(findings, "queue")] == [("wrong", True)]
+    assert found(findings, "store")[0][0] == "ok"
