@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.store.blobs import FileBlobStore
     from gateway.store.database import Database
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.lists import Lists
     from gateway.store.mails import Mails
 
 _PACKAGE = Path(__file__).parent.parent
@@ -44,6 +45,7 @@ class Store:
     blobs: FileBlobStore
     ledger: DatabaseLedger
     mails: Mails
+    lists: Lists
 
 
 def relay_spec(table: Any) -> Any:
@@ -145,6 +147,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
     from gateway.store.database import open_database
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.lists import Lists
     from gateway.store.mails import Mails
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -160,7 +163,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             return_path=settings.mail_from,
         )
         mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
-        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails)
+        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails, lists=Lists(database))
     finally:
         await database.close()
 
