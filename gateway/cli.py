@@ -313,6 +313,17 @@ def release(context: Context, item: Annotated[str, typer.Argument(metavar="ID")]
 
 
 @cli.command()
+def discard(context: Context, item: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Throws away what is held of a mail or an email; the mail's octets stay."""
+    from gateway import commands
+
+    count = _run(commands.discard(_settings(context), item))
+    if not count:
+        raise _no(f"no held recipient of {item}")
+    _note(f"{count} discarded")
+
+
+@cli.command()
 def cancel(context: Context, email_id: str) -> None:
     """Cancels what is not yet sent of an email."""
     from gateway import commands

@@ -15,7 +15,6 @@ from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable
-from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
 from gateway.runtime import utc_now
 from gateway.settings import Settings
@@ -23,6 +22,7 @@ from gateway.settings import Settings
 if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
     from gateway.watch.doctor import Finding
+    from gateway.watch.operator import Operator
 
 
 def is_new(settings: Settings) -> bool:
@@ -102,15 +102,14 @@ async def dead_one(settings: Settings, number: str) -> dict[str, Any] | None:
 
 async def release(settings: Settings, item: str) -> int:
     """Held recipients of a mail or an email go on: a mail before its mailbox again, an email to its relay."""
-    async with _existing_store(settings) as store:
-        if store is None:
-            return 0
-        kind, subject = await _the_one(store, item)
-        if kind == "email":
-            return await store.ledger.release(subject)
-        held = [row for row in await store.mails.deliveries(subject) if row.disposition is Disposition.HELD]
-        await _replay(settings, store, subject, [row.rcpt_to for row in held], is_release=True)
-        return len(held)
+    async with _operator(settings) as operator:
+        return await operator.release(item) if operator else 0
+
+
+async def discard(settings: Settings, item: str) -> int:
+    """Nothing is made of what is held of a mail, nothing held of an email is sent."""
+    async with _operator(settings) as operator:
+        return await operator.discard(item) if operator else 0
 
 
 async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str) -> list[dict[str, Any]]:
@@ -141,80 +140,26 @@ async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any
 
     Raises PermanentFailure for an id that is not one mail's, before anything is done.
     """
-    async with _existing_store(settings) as store:
-        if store is None:
+    async with _operator(settings) as operator:
+        if operator is None:
             raise PermanentFailure(f"nothing is known of {items[0]}")
-        subjects = []
-        for item in items:
-            kind, subject = await _the_one(store, item)
-            if kind != "mail":
-                raise PermanentFailure(f"{subject} is no mail ({kind}); only mails are replayed")
-            subjects.append(subject)
-        return [line for subject in dict.fromkeys(subjects) for line in await _replay_mail(settings, store, subject)]
-
-
-async def _replay_mail(settings: Settings, store: Store, mail_id: str) -> list[dict[str, Any]]:
-    from gateway.inbound.replay import is_replayable
-
-    rows = await store.mails.deliveries(mail_id)
-    await _replay(settings, store, mail_id, [row.rcpt_to for row in rows if is_replayable(row)])
-    return [
-        {
-            "id": mail_id,
-            "rcpt_to": row.rcpt_to,
-            "disposition": str(row.disposition),
-            "action": "replayed" if is_replayable(row) else "left alone",
-        }
-        for row in rows
-    ]
-
-
-async def _replay(
-    settings: Settings, store: Store, mail_id: str, recipients: Sequence[str], *, is_release: bool = False
-) -> None:
-    """Publishes the tickets; the dead letters they stand for go away."""
-    from gateway.inbound.replay import replay_tickets
-
-    mail = await store.mails.stored(mail_id)
-    if mail is None or not recipients:
-        return
-    async with open_queue(settings) as broker:
-        await broker.publish(replay_tickets(mail, recipients, is_release=is_release))
-        for letter in await broker.dead():
-            named = letter.ticket.headers.get("rcpt_to")
-            if letter.ticket.id == mail_id and isinstance(named, list) and set(named) <= set(recipients):
-                await broker.drop_dead(letter.number)
-
-
-async def _the_one(store: Store, item: str) -> tuple[str, str]:
-    """The (kind, id) of the one subject whose id begins so; raises PermanentFailure."""
-    found = await store.mails.find(item)
-    if not found:
-        raise PermanentFailure(f"nothing is known of {item}")
-    if len(found) > 1:
-        raise PermanentFailure(f"{item} is not unique: {', '.join(subject for _, subject in found)}")
-    return found[0]
+        return await operator.replay(items)
 
 
 async def cancel(settings: Settings, item: str) -> int:
     """What is not yet sent of an email never will be."""
-    async with _existing_store(settings) as store:
-        if store is None:
-            return 0
-        kind, subject = await _the_one(store, item)
-        return await store.ledger.cancel(subject) if kind == "email" else 0
+    async with _operator(settings) as operator:
+        return await operator.cancel(item) if operator else 0
 
 
 async def retry_dead(settings: Settings, number: str) -> bool:
-    async with open_queue(settings) as broker:
-        done: bool = await broker.retry_dead(number)
-        return done
+    async with _operator(settings) as operator:
+        return operator is not None and await operator.retry_dead(number)
 
 
 async def drop_dead(settings: Settings, number: str) -> bool:
-    async with open_queue(settings) as broker:
-        done: bool = await broker.drop_dead(number)
-        return done
+    async with _operator(settings) as operator:
+        return operator is not None and await operator.drop_dead(number)
 
 
 async def check_templates(settings: Settings) -> list[Problem]:
@@ -257,3 +202,15 @@ async def _existing_store(settings: Settings) -> AsyncIterator[Store | None]:
         return
     async with open_store(settings) as store:
         yield store
+
+
+@asynccontextmanager
+async def _operator(settings: Settings) -> AsyncIterator[Operator | None]:
+    """The operator's desk for whoever is at the terminal, None where nothing was ever queued or stored."""
+    from gateway.watch.operator import BY_COMMAND
+
+    if not (sqlite_path(settings.database_url).exists() or sqlite_path(settings.queue_url).exists()):
+        yield None
+        return
+    async with open_queue(settings) as broker, open_store(settings) as store:
+        yield app.operator(store, broker, by=BY_COMMAND)

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from gateway.queue.ladder import Ladder
     from gateway.store.blobs import FileBlobStore
     from gateway.store.database import Database
+    from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
+    from gateway.watch.operator import Operator
 
 _PACKAGE = Path(__file__).parent.parent
 SHIPPED_TEMPLATES = (_PACKAGE / "shipped_templates", _PACKAGE.parent / "templates")
@@ -46,6 +48,7 @@ class Store:
     ledger: DatabaseLedger
     mails: Mails
     lists: Lists
+    decisions: Decisions
 
 
 def relay_spec(table: Any) -> Any:
@@ -146,6 +149,7 @@ def open_blobs(settings: Settings) -> FileBlobStore:
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
     from gateway.store.database import open_database
+    from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
@@ -163,9 +167,19 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             return_path=settings.mail_from,
         )
         mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
-        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails, lists=Lists(database))
+        decisions = Decisions(database, clock=utc_now, hostname=settings.hostname)
+        yield Store(
+            database=database, blobs=blobs, ledger=ledger_, mails=mails, lists=Lists(database), decisions=decisions
+        )
     finally:
         await database.close()
+
+
+def operator(store: Store, broker: Broker, *, by: str) -> Operator:
+    """The desk at which one person acts on mails, emails and dead letters."""
+    from gateway.watch.operator import Operator
+
+    return Operator(mails=store.mails, ledger=store.ledger, decisions=store.decisions, broker=broker, by=by)
 
 
 def open_templates(settings: Settings) -> TemplateSet:

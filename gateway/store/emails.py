@@ -14,7 +14,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,6 +39,17 @@ UNKNOWN_WAIT_SECONDS = 900.0
 _REQUEST, _RENDERED = "request", "rendered"
 _PARSED_ASIDE_BYTES = 64 * 1024
 _MAX_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """What happens to an email's recipients that are in one of `from_`; with a `ticket_id` only to those it works."""
+
+    step: str
+    from_: Sequence[Disposition]
+    event: EventType | None = None
+    ticket_id: str | None = None
+    by: str = ""
 
 
 class DatabaseLedger:
@@ -287,7 +298,8 @@ class DatabaseLedger:
             disposition = row.disposition if row.disposition == Disposition.UNKNOWN else Disposition.HELD
             return {"disposition": disposition, "reason": reason}
 
-        return await self._each("held", email_id, (*rows.WAITING, Disposition.UNKNOWN), held, "email.held")
+        from_ = (*rows.WAITING, Disposition.UNKNOWN)
+        return await self._each(email_id, _Change(step="held", from_=from_, event="email.held"), held)
 
     async def record_dead(self, email_id: str, *, reason: str, ticket_id: str | None = None) -> int:
         """Leaves open, unclaimed recipients to an operator; an unknown one stays unknown and is not resent."""
@@ -297,22 +309,32 @@ class DatabaseLedger:
             return {"disposition": disposition, "reason": reason}
 
         from_ = (*rows.WAITING, Disposition.UNKNOWN)
-        return await self._each("dead", email_id, from_, dead, "email.dead", ticket_id=ticket_id)
+        work = _Change(step="dead", from_=from_, event="email.dead", ticket_id=ticket_id)
+        return await self._each(email_id, work, dead)
 
     async def revive(self, email_id: str, *, ticket_id: str) -> int:
         """An operator put the dead letter back: its recipients are pending and due. Returns how many."""
         now = self._clock()
         revived = {"disposition": Disposition.PENDING, "reason": "retried", "next_attempt_at": now}
-        dead = (Disposition.DEAD,)
-        return await self._each("revived", email_id, dead, lambda row: revived, None, ticket_id=ticket_id)
+        work = _Change(step="revived", from_=(Disposition.DEAD,), ticket_id=ticket_id)
+        return await self._each(email_id, work, lambda row: revived)
 
-    async def cancel(self, email_id: str, *, reason: str = "cancelled by an operator") -> int:
-        """Ends every open, unclaimed recipient; returns how many."""
-        stopped = (*rows.WAITING, *_STOPPED)
+    async def cancel(
+        self,
+        email_id: str,
+        *,
+        by: str = "",
+        only: Iterable[Disposition] | None = None,
+        ticket_id: str | None = None,
+    ) -> int:
+        """Ends every open, unclaimed recipient (or those in `only`, or of one ticket); returns how many."""
+        from_ = (*rows.WAITING, *_STOPPED) if only is None else tuple(only)
+        reason = f"cancelled by {by or 'an operator'}"
         cancelled = {"disposition": Disposition.CANCELLED, "reason": reason}
-        return await self._each("cancelled", email_id, stopped, lambda row: cancelled, "email.cancelled")
+        work = _Change(step="cancelled", from_=from_, event="email.cancelled", ticket_id=ticket_id, by=by)
+        return await self._each(email_id, work, lambda row: cancelled)
 
-    async def release(self, email_id: str) -> int:
+    async def release(self, email_id: str, *, by: str = "") -> int:
         """Lets what is held, dead or unknown go on, not before `send_at`; the sweeper gives it a ticket."""
         now = self._clock()
 
@@ -322,7 +344,7 @@ class DatabaseLedger:
             due = max(now, row.send_at or now)
             return {"disposition": disposition, "reason": "released", "ticket_id": "", "next_attempt_at": due}
 
-        return await self._each("released", email_id, _STOPPED, released, None)
+        return await self._each(email_id, _Change(step="released", from_=_STOPPED, by=by), released)
 
     # sweeping
 
@@ -428,34 +450,22 @@ class DatabaseLedger:
         self._change(connection, row, _ended(now) | {"disposition": Disposition.EXPIRED, "reason": reason})
         self._tell(connection, now, rows.row_of(connection, row.email_id, row.recipient), "email.expired")
 
-    async def _each(
-        self,
-        step: str,
-        email_id: str,
-        from_: Iterable[Disposition],
-        values: Callable[[Row], dict[str, Any]],
-        event: EventType | None,
-        *,
-        ticket_id: str | None = None,
-    ) -> int:
-        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many.
-
-        With a `ticket_id` only those whose current ticket it is.
-        """
+    async def _each(self, email_id: str, change: _Change, values: Callable[[Row], dict[str, Any]]) -> int:
+        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
             found = [
                 row
                 for row in rows.rows_of(connection, email_id)
-                if _is_one_of(row, from_, now) and ticket_id in (None, row.ticket_id)
+                if _is_one_of(row, change.from_, now) and change.ticket_id in (None, row.ticket_id)
             ]
             for row in found:
                 self._change(connection, row, _ended(now) | values(row))
                 changed = rows.row_of(connection, email_id, row.recipient)
-                self._tell(connection, now, changed, event, step=step)
+                self._tell(connection, now, changed, change.event, step=change.step, by=change.by)
             return len(found)
 
-        return await self._journal.record(step, work)
+        return await self._journal.record(change.step, work)
 
     def _change(self, connection: sa.Connection, row: Row, values: dict[str, Any]) -> None:
         """Compare-and-set: raises ClaimLost when the row is not what it was when it was read."""
@@ -482,6 +492,7 @@ class DatabaseLedger:
         event: EventType | None,
         *,
         step: str = "",
+        by: str = "",
     ) -> None:
         """Notes what a row became, as a line of the timeline and, where there is one for it, as an event."""
         fact = Fact(
@@ -489,7 +500,7 @@ class DatabaseLedger:
             step=step or row.disposition,
             recipient=row.recipient,
             event=event,
-            data=_outcome_data(row),
+            data=_outcome_data(row) | ({"by": by} if by else {}),
         )
         self._journal.note(connection, now, fact)
 
