@@ -43,6 +43,8 @@ class WebHouse:
     log: StringIO
     address: tuple[str, int]
     peers: list[str]
+    streams: EventStreams
+    stop: Callable[[], None]
 
     @property
     def url(self) -> str:
@@ -62,15 +64,33 @@ class WebHouse:
     async def add_user(self, name: str = "ann", password: str = PASSWORD) -> None:
         assert await self.store.access.add_user(name, await self.login.passwords.keep(password))
 
-    async def raw(self, request: bytes) -> bytes:
-        """What the server says to these octets until it closes."""
-        reader, writer = await asyncio.open_connection(*self.address)
+    async def raw_and_leave(self, request: bytes) -> None:
+        """Sends these octets and goes away when the server has begun with them."""
+        _, writer = await asyncio.open_connection(*self.address)
         writer.write(request)
+        await writer.drain()
+        folder = self.settings.data_dir / "blobs" / "tmp"
+        async with asyncio.timeout(30):
+            while not (folder.is_dir() and any(folder.iterdir())):
+                await asyncio.sleep(0.01)  # a file in another thread's hands
+            writer.transport.abort()
+            while any(folder.iterdir()):
+                await asyncio.sleep(0.01)
+
+    async def raw(self, request: bytes) -> bytes:
+        """What the server says to these octets until it closes or resets the connection."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        said = b""
         try:
             async with asyncio.timeout(30):
-                return await reader.read()
+                writer.write(request)
+                while piece := await reader.read(65536):
+                    said += piece
+        except ConnectionResetError:
+            pass  # it had enough; what it said before counts
         finally:
             writer.close()
+        return said
 
 
 def form_token_in(page: str) -> str:
@@ -111,7 +131,7 @@ async def open_web_house(
 
         listener, stop = socket.create_server(("127.0.0.1", 0)), Stop()
         serving = asyncio.create_task(serve_http(app, listener, stop, grace_seconds=1, on_stop=streams.close))
-        yield WebHouse(settings, store, broker, login, log, listener.getsockname(), peers)
+        yield WebHouse(settings, store, broker, login, log, listener.getsockname(), peers, streams, stop.set)
         stop.set()
         async with asyncio.timeout(20):
             await serving

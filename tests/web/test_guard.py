@@ -98,16 +98,15 @@ async def test_a_browser_is_led_to_the_login_and_back_to_where_it_was(house: Web
     assert (await http.post("/anything", headers=HTML)).status_code == 401
 
 
-async def test_a_key_opens_what_its_scopes_name_and_nothing_when_revoked(house: WebHouse) -> None:
-    access = house.store.access
-    keys = {scope: await access.add_key("shop", [scope]) for scope in ("send", "read", "admin")}
-    wanted = {"send": [200, 403, 403], "read": [200, 200, 200], "admin": [200, 200, 200]}
-    for scope, key in keys.items():
-        async with house.app(key) as app:
-            statuses = [(await app.get(path)).status_code for path in ("/v1/emails", "/v1/mails", "/v1/posts")]
-            assert statuses == wanted[scope], scope
-            assert await access.revoke_key(key.rpartition("_")[0]) or await access.revoke_key(key)
-            assert (await app.get("/v1/emails")).status_code in ({401} if scope != "admin" else {200, 401})
+@pytest.mark.parametrize(("scope", "statuses"), [("send", [200, 403, 403]), ("read", [200] * 3), ("admin", [200] * 3)])
+async def test_a_key_opens_what_its_scope_names_and_nothing_when_revoked(
+    house: WebHouse, scope: str, statuses: list[int]
+) -> None:
+    key, _ = [await house.store.access.add_key(app, [scope]) for app in ("shop", "other")]
+    async with house.app(key) as app:
+        assert [(await app.get(path)).status_code for path in ("/v1/emails", "/v1/mails", "/v1/posts")] == statuses
+        assert await house.store.access.revoke_key(key[:11])
+        assert (await app.get("/v1/emails")).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -252,10 +251,7 @@ async def test_headers_that_do_not_come_end_the_connection(house: WebHouse, monk
 async def test_more_connections_than_we_hold_are_closed(house: WebHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.web.serve.PatientProtocol.max_connections", 2)
     held = [await asyncio.open_connection(*house.address) for _ in range(2)]
-    try:
-        assert await house.raw(b"") == b""
-    except ConnectionResetError:
-        pass
+    assert await house.raw(b"") == b""
     for _, writer in held:
         writer.close()
 
