@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Protocol
 
 from gateway.inbound.attachments import TypedAttachment
+from gateway.inbound.router import plus_of
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse.tree import ParsedMail
 from gateway.mail.threads import ThreadClues
@@ -41,7 +42,7 @@ class ReceivedMail:
     @property
     def plus(self) -> str:
         """What stands behind the + of the address it was sent to."""
-        return self.rcpt_to.rpartition("@")[0].partition("+")[2]
+        return plus_of(self.rcpt_to)
 
 
 async def _nothing(asked: object) -> str:
