@@ -227,6 +227,11 @@ class Mails:
         """Every recipient's delivery, in the envelope's order."""
         return await self._database.read(lambda connection: _deliveries(connection, mail_id))
 
+    async def digest(self, mail_id: str) -> str | None:
+        """The SHA-256 of the mail as received, None for an unknown mail."""
+        query = sa.select(mails.c.sha256).where(mails.c.id == mail_id)
+        return await self._database.read(lambda connection: connection.execute(query).scalar())
+
     async def octets(self, mail_id: str) -> bytes | None:
         """The exact octets as received, None for an unknown mail."""
         query = sa.select(mail_octets.c.octets, mail_octets.c.blob).where(mail_octets.c.mail_id == mail_id)
