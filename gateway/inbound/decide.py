@@ -9,10 +9,10 @@ question of the context is raised, never turned into a decision about the mail.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from gateway.errors import FaultOwner, JobFailed, OverBudget, PermanentFailure, TransientFailure
 from gateway.inbound import photos
@@ -27,7 +27,6 @@ from gateway.mail.reply_text import strip_reply
 from gateway.mail.threads import ThreadClues
 from gateway.runtime import Clock
 
-FindThread = Callable[[str, ThreadClues, datetime], Awaitable[str]]
 _Answer = TypeVar("_Answer")
 
 _MAILBOX_SECONDS = 60.0
@@ -76,8 +75,16 @@ class ReadMail:
     fault: str = ""
 
 
+class Threads(Protocol):
+    """What is known of conversations; the store's mails are one."""
+
+    async def find_thread(self, address: str, clues: ThreadClues, at: datetime) -> str: ...
+
+    async def reply_address_of(self, message_ids: Sequence[str]) -> str: ...
+
+
 class Decider:
-    """Reads a mail once and decides for each recipient; without `find_thread` every thread is a new one."""
+    """Reads a mail once and decides for each recipient; without `threads` every thread is a new one."""
 
     def __init__(
         self,
@@ -86,9 +93,9 @@ class Decider:
         router: Router,
         mailboxes: Mapping[str, Mailbox],
         clock: Clock,
-        find_thread: FindThread | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        self._find_thread = find_thread
+        self._threads = threads
         self._cage = cage
         self._router = router
         self._mailboxes = mailboxes
@@ -128,7 +135,10 @@ class Decider:
         """What the mailbox may ask; a thread is looked for as of the mail's own time, so that a replay finds the same."""
 
         async def find_thread(clues: ThreadClues) -> str:
-            return await self._find_thread(address, clues, received_at) if self._find_thread else clues.thread_id
+            return await self._threads.find_thread(address, clues, received_at) if self._threads else clues.thread_id
+
+        async def reply_address_of(message_ids: Sequence[str]) -> str:
+            return await self._threads.reply_address_of(message_ids) if self._threads else ""
 
         return Context(
             mailbox=kind,
@@ -138,6 +148,7 @@ class Decider:
             inspect_photo=lambda octets: witness.hear(photos.inspect(octets, self._cage)),
             strip_reply=lambda text: witness.hear(strip_reply(text, self._cage)),
             find_thread=lambda clues: witness.hear(find_thread(clues)),
+            reply_address_of=lambda message_ids: witness.hear(reply_address_of(message_ids)),
         )
 
 

@@ -101,9 +101,7 @@ class Ingest:
         self._log = log
         self._clock = clock
         self._passes = Passes()
-        self.decider = Decider(
-            cage=cage, router=router, mailboxes=mailboxes, clock=clock, find_thread=mails.find_thread
-        )
+        self.decider = Decider(cage=cage, router=router, mailboxes=mailboxes, clock=clock, threads=mails)
 
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; see the module for what it raises."""

@@ -168,7 +168,7 @@ async def test_a_store_that_is_away_when_a_mailbox_asks_is_a_fault_of_ours(house
         raise StoreUnavailable("away")
 
     ingest, _, published = await with_clock(house, "1m")
-    ingest.decider._find_thread = away
+    house.mails.find_thread = away  # type: ignore[union-attr, method-assign]
     house.mailboxes["broken"] = Asks()
     with pytest.raises(StoreUnavailable, match="away"):
         await ingest.handle(await accept(house, "x", "broken@localhost"))
