@@ -7,7 +7,7 @@ parsed is held with its octets; a mailbox (or the store) that raises delays its 
 held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
 A ticket with the header `replay` works what waits for a person, too (`inbound.replay`).
 Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
-A mail whose blob is missing climbs the ladder, too.  What ends as a dead letter is recorded `dead` before.
+A mail whose blob is missing or damaged climbs the ladder, too.  What ends as a dead letter is recorded `dead` before.
 A ticket that is no mail (headers missing, other octets than promised, the id of another mail) raises PermanentFailure: a dead
 letter with its reason, and nobody's row is touched.
 A turn of `turn_seconds` is enough for one ticket: who was not reached in it goes on with a ticket of his own, so that a
@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
+from gateway.errors import BlobDamaged, FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.attachments import TypedAttachment
 from gateway.inbound.decide import Decider, Decision, Postpone
 from gateway.inbound.faults import HEADER as FAULT
@@ -71,7 +71,9 @@ class _NoMail(PermanentFailure):
 
 
 class _BlobMissing(TransientFailure):
-    """The store answers and has no such blob: it may come back (a folder mounted late), so the ladder is climbed first."""
+    """The store answers and has no such blob, or a damaged one: it may come back (a folder mounted late, a copy restored),
+    so the ladder is climbed first.
+    """
 
 
 class Ingest:
@@ -200,6 +202,8 @@ class Ingest:
             return await self._blobs.get(blob)
         except ValueError as error:
             raise _NoMail(f"no mail: {error}") from None
+        except BlobDamaged as fault:
+            raise _BlobMissing(str(fault), owner=FaultOwner.CONTENT) from None
         except StoreUnavailable:
             if await self._blobs.exists(blob) or not await self._blobs.is_there():
                 raise

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import House
 
-from gateway.errors import PermanentFailure, TransientFailure
+from gateway.errors import FaultOwner, PermanentFailure, TransientFailure
 from gateway.inbound.mailbox import Context, Outcome, ReceivedMail
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.replay import replay_tickets
@@ -83,6 +83,22 @@ async def test_a_recipient_whose_retry_lost_its_blob_does_not_stay_pending_for_e
     with pytest.raises(TransientFailure, match="is not in the store"):
         await ingest.handle(retry)
     assert await rows(house) == [(BOTH[0], "dead", len(LARGE)), (BOTH[1], "delivered", len(LARGE))]
+
+
+async def test_a_damaged_blob_climbs_the_ladder_and_heals_when_the_mail_comes_again(house: House) -> None:
+    ingest = await house.open_ingest(ladder="1s")
+    ticket = await accept(house, LARGE, "posts@localhost")
+    (path,) = (house.folder / "blobs").glob("??/*")
+    path.write_bytes(b"x" * len(LARGE))
+    last = Ticket(queue=MAIL_INBOUND, id=ticket.id, body=b"", headers=ticket.headers, attempt=1)
+    for turn in (ticket, last):
+        with pytest.raises(TransientFailure, match="is damaged on disk") as caught:
+            await ingest.handle(turn)
+        assert caught.value.owner is FaultOwner.CONTENT, "it climbs the ladder"
+    assert await rows(house) == [("posts@localhost", "dead", len(LARGE))]
+    await house.intake().accept(envelope("posts@localhost"), LARGE)
+    assert await ingest.handle(ticket) == Done()
+    assert await rows(house) == [("posts@localhost", "delivered", len(LARGE))]
 
 
 async def test_what_no_turn_could_work_is_recorded_dead_with_the_last_one(house: House) -> None:
