@@ -495,3 +495,11 @@ def test_a_thousand_damaged_mails_are_read_without_a_fault() -> None:
 @pytest.mark.long
 def test_fifty_thousand_damaged_mails_are_read_without_a_fault() -> None:
     assert_parses(50_000)
+
+
+def test_boundary_lines_are_counted_across_the_stretches_of_a_large_mail() -> None:
+    for shift in range(4):
+        octets = b"\r\n\r\n" + b"x" * (2**20 - 4 - shift) + b"\n--" + b"y" * 2**20 + b"\n--"
+        check(octets, Limits(boundary_lines=2))
+        with pytest.raises(TooComplex, match="boundaries"):
+            check(octets, Limits(boundary_lines=1))
