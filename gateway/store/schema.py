@@ -241,12 +241,12 @@ emails = sa.Table(
     sa.Column("on_unknown", Text, nullable=False),
     sa.Column("serial_key", Text),
     sa.Column("message_id", Text, nullable=False),
-    _text("reply_to"),
     _text("return_path"),
     sa.Column("accepted_at", UtcDateTime, nullable=False),
     sa.Column("send_at", UtcDateTime),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     _count("sequence"),
+    _text("reply_to"),
     sa.Index(None, "accepted_at"),
     sa.Index(None, "message_id"),
 )

@@ -24,7 +24,6 @@ def upgrade() -> None:
         sa.Column("on_unknown", Text(), nullable=False),
         sa.Column("serial_key", Text(), nullable=True),
         sa.Column("message_id", Text(), nullable=False),
-        sa.Column("reply_to", Text(), server_default="", nullable=False),
         sa.Column("return_path", Text(), server_default="", nullable=False),
         sa.Column("accepted_at", UtcDateTime(), nullable=False),
         sa.Column("send_at", UtcDateTime(), nullable=True),
@@ -33,7 +32,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_emails")),
     )
     op.create_index(op.f("ix_emails_accepted_at"), "emails", ["accepted_at"])
-    op.create_index(op.f("ix_emails_message_id"), "emails", ["message_id"])
     op.create_table(
         "mails",
         sa.Column("id", Text(), nullable=False),
