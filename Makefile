@@ -1,11 +1,11 @@
-# make setup | run | test | test-long | lint | bench | help
+# make setup | run | test | services | test-services | test-long | lint | bench | help
 PYTHON ?= python3
 UV := .tools/uv/bin/uv
 UV_RUN := UV_PYTHON_PREFERENCE=only-system UV_PROJECT_ENVIRONMENT=.venv PYTHONPATH=.tools/uv $(UV)
 STAMP := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-long lint bench clean
+.PHONY: help setup run demo test services test-services test-long lint bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,12 @@ demo: setup ## show the running gateway at work again
 
 test: setup ## the tests, under five minutes
 	.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not long"
+
+services: ## install what the tests need and PyPI cannot give (apt, root): chromium, postfix, rabbitmq, postgresql …
+	@tests/services/install.sh
+
+test-services: setup services ## the tests with every service there; a skip is a failure
+	TEST_SERVICES=required .venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not long"
 
 test-long: setup ## every test, the long ones and the large numbers of examples too
 	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q

@@ -1,0 +1,88 @@
+"""What only the parts themselves can judge of the settings, and what a new URL must not leave behind."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from gateway.app.making import blobs_folder, ladder, mailboxes, relay_spec, router
+from gateway.client import open_broker, sqlite_path
+from gateway.errors import Problem, SettingsError
+from gateway.settings import Settings
+
+
+def check_values(settings: Settings) -> None:
+    """Finds what only the parts themselves can judge: ladder, relay URLs, mailboxes, engine URLs."""
+    problems: list[Problem] = []
+    checks: list[tuple[str, Callable[[], Any]]] = [
+        ("retry_ladder", lambda: ladder(settings)),
+        ("mailboxes", lambda: mailboxes(settings)),
+        ("mailboxes", lambda: router(settings)),
+        ("mail_from", lambda: _mailbox(settings.mail_from)),
+        ("blobs_url", lambda: blobs_folder(settings)),
+        ("queue_url", lambda: sqlite_path(settings.queue_url)),
+        ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
+        ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("limits.room", lambda: _check_room(settings)),
+    ]
+    checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
+    for key, check in checks:
+        try:
+            check()
+        except SettingsError as error:
+            problems += error.problems
+        except ValueError as error:
+            problems.append(Problem(key, str(error)))
+    if not _is_loopback(settings.web_listen):
+        text = "listening beyond loopback needs a user, which this version does not have yet"
+        problems.append(Problem("web_listen", f"{settings.web_listen}: {text}"))
+    if settings.templates_dir is not None and not settings.templates_dir.is_dir():
+        problems.append(Problem("templates_dir", f"{settings.templates_dir} is not a folder"))
+    if problems:
+        raise SettingsError(problems)
+
+
+def _is_loopback(listen: str) -> bool:
+    host = listen.rpartition(":")[0].strip("[]").lower()
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _mailbox(text: str) -> str:
+    from gateway.mail.addresses import parse_mailbox
+
+    return parse_mailbox(text)
+
+
+def _listen_address(text: str) -> Any:
+    from gateway.inbound.listen import parse_listen
+
+    return parse_listen(text)
+
+
+def _check_room(settings: Settings) -> None:
+    if settings.limits.room < settings.limits.mail_bytes:
+        raise ValueError(f"is less than one mail may have (limits.mail_bytes, {settings.limits.mail_bytes})")
+
+
+async def refuse_to_strand(settings: Settings) -> None:
+    """Raises SettingsError where data_dir holds a queue or a ledger that these settings would leave behind unfinished."""
+    problems = []
+    old_queue, old_store = settings.data_dir / "queue.db", settings.data_dir / "store.db"
+    if old_queue.exists() and sqlite_path(settings.queue_url) != old_queue:
+        async with open_broker(f"sqlite:///{quote(str(old_queue))}") as broker:
+            left = sum(depth.ready + depth.leased + depth.delayed + depth.dead for depth in await broker.depths())
+        if left:
+            problems.append(
+                Problem("queue_url", f"{old_queue} still holds {left} tickets; set it back and let them finish")
+            )
+    if old_store.exists() and sqlite_path(settings.database_url, "database_url") != old_store:
+        text = f"{old_store} holds a ledger; set it back, or move the file to where database_url points"
+        problems.append(Problem("database_url", text))
+    if problems:
+        raise SettingsError(problems)

@@ -1,0 +1,115 @@
+"""The services: each builder opens what it needs and returns the loop that `serve` runs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from gateway.app.making import listen_on, naming_the_key
+from gateway.app.parts import Parts
+from gateway.app.trades import build_ingest, build_photos, build_send
+from gateway.client import Client
+from gateway.maillog import told
+from gateway.runtime import Service, Stop, utc_now
+
+if TYPE_CHECKING:
+    from gateway.inbound.door import Door
+
+
+async def build_smtp(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.smtp_door import SmtpDoor
+
+    return await _open_door(SmtpDoor, "smtp_listen", parts, stack)
+
+
+async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.lmtp_door import LmtpDoor
+
+    return await _open_door(LmtpDoor, "lmtp_listen", parts, stack)
+
+
+async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.inbound.door import DoorLimits
+
+    settings = parts.settings
+    limits = DoorLimits(
+        mail_bytes=settings.limits.mail_bytes,
+        recipients=settings.limits.recipients,
+        connections_per_client=settings.limits.connections_per_client,
+        idle_seconds=settings.limits.idle,
+    )
+    listen = getattr(settings, key)
+    door = kind(await parts.intake(stack), listen=listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    with naming_the_key(key, listen):
+        await door.start()
+    stack.push_async_callback(door.close)
+    return door.serve
+
+
+async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.events import relay_events
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+
+    def on_fault(fault: Exception) -> None:
+        parts.log.service("events", "failed", error=told(fault))
+
+    async def service(stop: Stop) -> None:
+        await relay_events(store.database, broker, stop=stop, on_fault=on_fault)
+
+    return service
+
+
+async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.watch.sweeper import sweep
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+
+    async def service(stop: Stop) -> None:
+        await sweep(store.ledger, broker, stop=stop, clock=utc_now, log=parts.log)
+
+    return service
+
+
+async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.store.migrations import current_version
+    from gateway.web.api import create_api, serve_api
+
+    settings = parts.settings
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    listener = listen_on("web_listen", settings.web_listen)
+    stack.callback(listener.close)
+    client = await stack.enter_async_context(Client(broker=broker))
+    templates = parts.templates()
+
+    async def readiness() -> list[str]:
+        looks = {"queue": broker.depths(), "store": current_version(store.database)}
+        found = await asyncio.gather(*looks.values(), return_exceptions=True)
+        return [
+            f"{name}: {fault}" for name, fault in zip(looks, found, strict=True) if isinstance(fault, BaseException)
+        ]
+
+    api = create_api(
+        submit=client,
+        check=lambda email: list(templates.problems(email.template, email.params)) if email.template else [],
+        story=store.ledger.story,
+        readiness=readiness,
+    )
+
+    async def service(stop: Stop) -> None:
+        await serve_api(api, listener, stop, grace_seconds=settings.limits.grace)
+
+    return service
+
+
+BUILDERS = {
+    "smtp": build_smtp,
+    "lmtp": build_lmtp,
+    "ingest": build_ingest,
+    "photos": build_photos,
+    "send": build_send,
+    "events": build_events,
+    "web": build_web,
+    "sweep": build_sweep,
+}
