@@ -4,7 +4,7 @@ Journal of one attempt: `claim` → `record_dot_sent` → relayed, delayed, fail
 that may have reached somebody: raised with `record_dot_sent`, taken back when the relay then says no.
 Promises: each verb is one transaction of row, timeline and event; a verb with a Claim changes the row only while that
 claim holds, else ClaimLost; a claim that ran out after the dot becomes `unknown`, never a silent second copy.
-Limits: `serial_key` is kept but not yet obeyed; time is this machine's clock, taken inside the transaction.
+Limits: `serial_key` is kept but not yet obeyed; time is the clock it is given (the database's), taken in the transaction.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gateway.store.database import Database, insert_absent
 from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
+from gateway.store.locks import hold_name
 from gateway.store.schema import MAX_ROW_BYTES, as_json, email_octets, email_recipients, emails, rejections
 
 LIFETIME_SECONDS = 7 * 86400.0
@@ -102,6 +103,7 @@ class DatabaseLedger:
 
         def work(connection: sa.Connection, now: datetime) -> None:
             values = key | {"reason": reason, "problems": told, "rejected_at": now}
+            hold_name(connection, "rejections", request_id)
             if not insert_absent(connection, rejections, values):
                 return
             data = {"app": app, "errors": [_without_params(item) for item in told]}
@@ -160,7 +162,7 @@ class DatabaseLedger:
         lifetime = timedelta(seconds=lifetime_seconds)
 
         def work(connection: sa.Connection, now: datetime) -> Claim | RecipientRecord:
-            row = rows.row_of(connection, email_id, recipient)
+            row = rows.row_of(connection, email_id, recipient, to_change=True)
             if rows.is_lost_after_dot(row, now):
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
             elif rows.is_due(row, now) and row.expires_at <= now:
@@ -201,7 +203,7 @@ class DatabaseLedger:
         """The relay's yes came after the claim was gone: heals a row that is open and not claimed anew, else False."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            row = rows.row_of(connection, claim.email_id, claim.recipient)
+            row = rows.row_of(connection, claim.email_id, claim.recipient, to_change=True)
             if row.disposition not in _HEALS and row.claim_token != claim.token:
                 return False
             outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "late", **_reply_values(reply)}
@@ -268,7 +270,7 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> bool:
             mine = [
                 row
-                for row in rows.rows_of(connection, email_id)
+                for row in rows.rows_of(connection, email_id, to_change=True)
                 if recipient in (None, row.recipient) and row.ticket_id == ticket_id and rows.is_worked(row)
             ]
             for row in mine:
@@ -330,10 +332,10 @@ class DatabaseLedger:
         """Ends open rows past their time and turns claims that ran out after the dot into `unknown`."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
-            lost = rows.lost_rows(connection, now=now, limit=limit)
+            lost = rows.lost_rows(connection, now=now, limit=limit, to_change=True)
             for row in lost:
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
-            expired = rows.expired_rows(connection, now=now, limit=limit)
+            expired = rows.expired_rows(connection, now=now, limit=limit, to_change=True)
             for row in expired:
                 self._expire(connection, now, row)
             return len(lost) + len(expired)
@@ -359,7 +361,7 @@ class DatabaseLedger:
         """Names a new current ticket for a row that is as it was in `row`; it counts as due from now on."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            current = rows.row_of(connection, row.email_id, row.recipient)
+            current = rows.row_of(connection, row.email_id, row.recipient, to_change=True)
             if rows.record_of(current) != row:
                 return False
             due = max(now, current.next_attempt_at or now)
@@ -450,7 +452,7 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> int:
             found = [
                 row
-                for row in rows.rows_of(connection, email_id)
+                for row in rows.rows_of(connection, email_id, to_change=True)
                 if _is_one_of(row, from_, now) and ticket_id in (None, row.ticket_id)
             ]
             for row in found:

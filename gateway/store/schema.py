@@ -42,10 +42,13 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 class Text(sa.types.TypeDecorator[str]):
-    """Text that any peer may have written: without NUL, and always encodable."""
+    """Text that any peer may have written: without NUL, always encodable, compared by its octets on every engine."""
 
     impl = sa.Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.Text(collation="C") if dialect.name == "postgresql" else sa.Text())
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         return None if value is None else clean_text(value)

@@ -1,0 +1,178 @@
+"""A PostgreSQL server of the tests' own: Debian's binaries, a private folder, a free loopback port, fsync as the default is.
+
+One server for each pytest worker, started when the first test asks; each test gets a database of its own, copied from one
+whose schema is made.  The server refuses root, so root runs it as `postgres`.  Without the binaries the tests that ask
+are skipped by name (TEST_SERVICES=required makes that a failure).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes  # noqa: F401  # `die_with` needs it where the server's user can read no module of ours
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.runtime import die_with
+from gateway.store.database import open_database
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+SUPERUSER = "postgres"
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+
+class PostgresServer:
+    """One server; `stop` and `start` again, `freeze` and `thaw` are for the tests of its faults."""
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self._folder = folder
+        self._binaries = binaries
+        self._user = SUPERUSER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        self._template = ""
+        self.port = _free_port()
+
+    def make(self) -> None:
+        """Makes the cluster."""
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, SUPERUSER)
+        command = [self._binaries / "initdb", "-D", self._folder / "data", "-U", SUPERUSER, "-A", "trust"]
+        command += ["--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as_user())
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        parent = os.getpid()
+        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self._folder}
+        options = [f"-c{name}={value}" for name, value in settings.items()]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._folder / "data", *options],
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: die_with(parent),
+                **self._as_user(),
+            )
+        ready = [self._binaries / "pg_isready", "-q", "-h", self._folder, "-p", str(self.port), "-t", "1"]
+        for _ in range(START_SECONDS * 10):
+            if subprocess.run(ready, check=False).returncode == 0:
+                return
+            if self._process.poll() is not None:
+                break
+            with socket.socket() as pause:  # pg_isready comes back at once while nobody listens
+                pause.settimeout(0.1)
+                pause.connect_ex(("127.0.0.1", self.port))
+        raise RuntimeError((self._folder / "log").read_text()[-2000:])
+
+    def stop(self, *, how: signal.Signals = signal.SIGINT) -> None:
+        """Stops the server: at once (SIGINT, connections are cut), or as in a crash (SIGQUIT)."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait(STOP_SECONDS)
+
+    def freeze(self) -> None:
+        """Stops every process of the server where it is; connections stay, and nobody answers."""
+        for number in self._everybody():
+            os.kill(number, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for number in self._everybody():
+            os.kill(number, signal.SIGCONT)
+
+    def run(self, statement: str, database: str = "postgres") -> str:
+        """Runs a statement as the superuser; returns what psql prints."""
+        command = ["psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-h", self._folder, "-p", str(self.port)]
+        done = subprocess.run(
+            [*command, "-U", SUPERUSER, "-d", database, "-c", statement], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def new_database(self, *, is_empty: bool = False) -> str:
+        """Makes a database, with the schema in it unless it is to be empty; returns its name."""
+        self._databases += 1
+        name = f"test_{self._databases}"
+        template = "template0" if is_empty else self._made_template()
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def url(self, database: str, *, user: str = SUPERUSER) -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}?sslmode=disable"
+
+    def _made_template(self) -> str:
+        if not self._template:
+            self._template = "gateway_template"
+            self.run(f"CREATE DATABASE {self._template} TEMPLATE template0")
+            asyncio.run(_make_schema(self.url(self._template)))
+        return self._template
+
+    def _everybody(self) -> list[int]:
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [self._process.pid, *map(int, children)]
+
+    def _as_user(self) -> dict[str, object]:
+        if os.geteuid() != 0:
+            return {"cwd": self._folder}
+        entry = pwd.getpwnam(self._user)
+        return {"cwd": self._folder, "user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+async def _make_schema(url: str) -> None:
+    await (await open_database(url)).close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The worker's server."""
+    if not BINARIES:
+        pytest.skip("no PostgreSQL server here: `make services` installs one")
+    folder = Path(tempfile.mkdtemp(prefix="gateway-pg-"))
+    server = PostgresServer(folder, BINARIES[-1])
+    try:
+        server.make()
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def new_postgres_url(postgres_server: PostgresServer) -> Iterator[Callable[..., str]]:
+    """Makes databases of the test's own and names them."""
+    made: list[str] = []
+
+    def make(*, is_empty: bool = False) -> str:
+        made.append(postgres_server.new_database(is_empty=is_empty))
+        return postgres_server.url(made[-1])
+
+    yield make
+    for name in made:
+        postgres_server.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new store's URL, on each engine in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    return str(request.getfixturevalue("new_postgres_url")())
