@@ -100,7 +100,9 @@ def server_tls(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext
 
 
 @pytest.fixture
-async def ledger_of(tmp_path: Path, database_url: str, clock: FakeClock) -> AsyncIterator[Callable[..., DatabaseLedger]]:
+async def ledger_of(
+    tmp_path: Path, database_url: str, clock: FakeClock
+) -> AsyncIterator[Callable[..., DatabaseLedger]]:
     async with AsyncExitStack() as stack:
         database = await open_database(database_url)
         stack.push_async_callback(database.close)

@@ -1,7 +1,7 @@
 """A PostgreSQL server of the tests' own: Debian's binaries, a private folder, a free loopback port, fsync as the default is.
 
-One server for each pytest worker, started when the first test asks; each test gets a database of its own, copied from one
-whose schema is made.  The server refuses root, so root runs it as `postgres`.  Without the binaries the tests that ask
+One server for each pytest worker, started when the first test asks; each test gets a database to itself: copied from one
+whose schema is made, or used before and emptied, which is quicker.  The server refuses root, so root runs it as `postgres`.  Without the binaries the tests that ask
 are skipped by name (TEST_SERVICES=required makes that a failure).
 """
 
@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,18 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 
 
+_EMPTY = """
+SET synchronous_commit = off; SET session_replication_role = replica;
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$ DECLARE name text; BEGIN
+  FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT IN ('alembic_version', 'meta')
+    LOOP EXECUTE 'DELETE FROM ' || quote_ident(name); END LOOP;
+  DELETE FROM meta WHERE key <> 'epoch';
+  FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public'
+    LOOP PERFORM setval(name, 1, false); END LOOP;
+END $$"""
+
+
 class PostgresServer:
     """One server; `stop` and `start` again, `freeze` and `thaw` are for the tests of its faults."""
 
@@ -39,6 +51,7 @@ class PostgresServer:
         self._user = SUPERUSER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
+        self._used: list[str] = []
         self._template = ""
         self.port = _free_port()
 
@@ -97,16 +110,20 @@ class PostgresServer:
         )
         return done.stdout.strip()
 
-    def new_database(self, *, is_empty: bool = False) -> str:
-        """Makes a database, with the schema in it unless it is to be empty; returns its name."""
+    def new_database(self, *, is_bare: bool = False) -> str:
+        """Makes a database, with the schema in it unless it is to be bare; returns its name."""
+        if self._used and not is_bare:
+            self.run(_EMPTY, self._used[-1])
+            return self._used.pop()
         self._databases += 1
         name = f"test_{self._databases}"
-        template = "template0" if is_empty else self._made_template()
+        template = "template0" if is_bare else self._made_template()
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
-    def drop_database(self, name: str) -> None:
-        self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    def give_back(self, name: str) -> None:
+        """Takes back a database whose schema is as it was."""
+        self._used.append(name)
 
     def url(self, database: str, *, user: str = SUPERUSER) -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}?sslmode=disable"
@@ -157,22 +174,28 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def new_postgres_url(postgres_server: PostgresServer) -> Iterator[Callable[..., str]]:
-    """Makes databases of the test's own and names them."""
-    made: list[str] = []
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A new store on the worker's server; its schema is to be left alone."""
+    name = postgres_server.new_database()
+    yield postgres_server.url(name)
+    postgres_server.give_back(name)
 
-    def make(*, is_empty: bool = False) -> str:
-        made.append(postgres_server.new_database(is_empty=is_empty))
-        return postgres_server.url(made[-1])
 
-    yield make
-    for name in made:
-        postgres_server.drop_database(name)
+@pytest.fixture
+def bare_postgres_url(postgres_server: PostgresServer) -> str:
+    """A database with nothing in it."""
+    return postgres_server.url(postgres_server.new_database(is_bare=True))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new store's URL, on each engine in turn."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/store.db"
-    return str(request.getfixturevalue("new_postgres_url")())
+    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A URL where no store was made yet, on each engine in turn."""
+    return (
+        f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("bare_postgres_url")
+    )

@@ -166,10 +166,10 @@ async def test_a_subscriber_of_the_real_queue_gets_the_cloud_event(database, mai
     [("events.published.before", 1), ("events.published.before_mark", 2), ("events.published.after_mark", 1)],
 )
 async def test_killed_here_every_event_is_published_at_least_once(
-    tmp_path, database, mails, clock, run_child, place, times
+    tmp_path, database, database_url, mails, clock, run_child, place, times
 ) -> None:
     await receive(mails, clock, 2)
-    assert await run_child("relay", tmp_path, failpoint=place) == -9
+    assert await run_child("relay", database_url, tmp_path, failpoint=place) == -9
     exchange = Exchange()
     async with relaying(database, exchange):
         async with asyncio.timeout(10):

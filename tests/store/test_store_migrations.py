@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +16,10 @@ from alembic.migration import MigrationContext
 from gateway.errors import SettingsError
 from gateway.store import migrations, schema
 from gateway.store.database import Database, open_database
+
+
+def database_of(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
 
 
 def _tables(path: Path) -> dict[str, list[tuple[object, ...]]]:
@@ -57,40 +61,43 @@ def test_the_last_known_version_is_the_last_migration() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
 
 
-async def test_a_new_store_is_made_quickly_and_has_an_epoch(tmp_path: Path) -> None:
-    started = time.monotonic()
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
-    assert time.monotonic() - started < 0.5
+async def test_a_new_store_has_an_epoch(bare_database_url: str) -> None:
+    database = await open_database(bare_database_url)
     query = sa.select(schema.meta.c.value).where(schema.meta.c.key == "epoch")
     assert await database.read(lambda connection: connection.execute(query).scalar_one())
     assert await migrations.current_version(database) == migrations.HEAD
     await database.close()
 
 
-async def test_processes_that_start_together_make_one_schema_without_alembic(tmp_path: Path, run_child) -> None:
-    assert await asyncio.gather(*(run_child("open", tmp_path) for _ in range(3))) == [0, 0, 0]
+async def test_processes_that_start_together_make_one_schema_without_alembic(bare_database_url: str, run_child) -> None:
+    assert await asyncio.gather(*(run_child("open", bare_database_url) for _ in range(3))) == [0, 0, 0]
 
 
-async def _refusal(path: Path) -> str:
+async def _refusal(url: str) -> str:
     with pytest.raises(SettingsError) as refused:
-        await open_database(f"sqlite:///{path}")
+        await open_database(url)
     return str(refused.value)
 
 
-async def test_a_newer_schema_is_refused_in_words(tmp_path: Path) -> None:
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
+async def test_a_newer_schema_is_refused_in_words(bare_database_url: str) -> None:
+    database = await open_database(bare_database_url)
     await database.write(
-        lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num='9999'"))
+        lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num='9999'")).rowcount
     )
     await database.close()
-    assert "schema 9999, newer than" in await _refusal(tmp_path / "store.db")
+    assert "schema 9999, newer than" in await _refusal(bare_database_url)
 
 
-async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
+async def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "store.db") as other:
         other.execute("CREATE TABLE recipes (name TEXT)")
     other.close()
-    assert "not the gateway's" in await _refusal(tmp_path / "store.db")
+    assert "not the gateway's" in await _refusal(f"sqlite:///{tmp_path}/store.db")
+
+
+async def test_somebody_elses_database_is_refused(bare_postgres_url: str, postgres_server) -> None:
+    postgres_server.run("CREATE TABLE recipes (name text)", database_of(bare_postgres_url))
+    assert "not the gateway's" in await _refusal(bare_postgres_url)
 
 
 async def test_moments_are_compared_as_moments_whatever_their_offset(database: Database) -> None:
