@@ -1,8 +1,8 @@
 """A PostgreSQL server of the tests' own: Debian's binaries, a private folder, a free loopback port, fsync as the default is.
 
-One server for each pytest worker, started when the first test asks; each test gets a database to itself: copied from one
-whose schema is made, or used before and emptied, which is quicker.  The server refuses root, so root runs it as `postgres`.  Without the binaries the tests that ask
-are skipped by name (TEST_SERVICES=required makes that a failure).
+One server for each pytest worker, started when the first test asks.  Each test gets a database to itself: copied from one
+whose schema is made, or used before and emptied, which is quicker.  The server refuses root, so root runs it as `postgres`.
+Without the binaries the tests that ask are skipped by name (TEST_SERVICES=required makes that a failure).
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ END $$"""
 
 
 class PostgresServer:
-    """One server; `stop` and `start` again, `freeze` and `thaw` are for the tests of its faults."""
+    """One server; `stop` and `start` again, `freeze` and `thaw` are for the tests of its faults.
+
+    It dies with the thread that started it, so that is never one of a pool.
+    """
 
     def __init__(self, folder: Path, binaries: Path) -> None:
         self._folder = folder

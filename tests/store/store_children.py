@@ -1,4 +1,4 @@
-"""What the kill tests run in a process of its own: `python store_children.py NAME [DATABASE_URL] [FOLDER] [ID]`; also callable in place."""
+"""What the kill tests run in a process of its own: `python store_children.py NAME [URL] [FOLDER] [ID]`; callable in place, too."""
 
 from __future__ import annotations
 
