@@ -33,7 +33,15 @@ from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
 from gateway.store.locks import hold_name
-from gateway.store.schema import MAX_ROW_BYTES, as_json, email_octets, email_recipients, emails, rejections
+from gateway.store.schema import (
+    MAX_ROW_BYTES,
+    as_json,
+    email_attachments,
+    email_octets,
+    email_recipients,
+    emails,
+    rejections,
+)
 
 LIFETIME_SECONDS = 7 * 86400.0
 UNKNOWN_WAIT_SECONDS = 900.0
@@ -74,6 +82,8 @@ class DatabaseLedger:
         body = request.to_json()
         kept = await self._kept(body)
         facts = {"app": app, "content_hash": content_hash, "stream": stream, "message_id": message_id}
+        named = sorted({item.blob for item in request.attachments if item.blob is not None})
+        attached = [{"email_id": request.id, "blob": blob} for blob in named]
 
         def work(connection: sa.Connection, now: datetime) -> Acceptance:
             values = self._email_values(request, now) | facts
@@ -81,6 +91,8 @@ class DatabaseLedger:
                 return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
             connection.execute(sa.insert(email_octets), kept | {"email_id": request.id, "kind": _REQUEST})
             connection.execute(sa.insert(email_recipients), _recipient_values(request, values, now, ticket_id))
+            if attached:
+                connection.execute(sa.insert(email_attachments), attached)
             data = {
                 "app": app,
                 "recipients": request.recipients(),

@@ -148,6 +148,7 @@ mail_octets = sa.Table(
     sa.Column("mail_id", Text, sa.ForeignKey("mails.id"), primary_key=True),
     sa.Column("blob", Text),
     sa.Column("octets", sa.LargeBinary),
+    sa.Index(None, "blob"),
 )
 
 deliveries = sa.Table(
@@ -260,6 +261,15 @@ email_octets = sa.Table(
     sa.Column("size", Number, nullable=False),
     sa.Column("blob", Text),
     sa.Column("octets", sa.LargeBinary),
+    sa.Index(None, "blob"),
+)
+
+email_attachments = sa.Table(
+    "email_attachments",
+    metadata,
+    sa.Column("email_id", Text, sa.ForeignKey("emails.id"), primary_key=True),
+    sa.Column("blob", Text, primary_key=True),
+    sa.Index(None, "blob"),
 )
 
 email_recipients = sa.Table(
@@ -333,4 +343,30 @@ outbox = sa.Table(
         sqlite_where=sa.text("published_at IS NOT NULL"),
         postgresql_where=sa.text("published_at IS NOT NULL"),
     ),
+)
+
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("digest", Text, primary_key=True),
+    sa.Column("size", Number, nullable=False),
+    sa.Column("put_at", UtcDateTime, nullable=False),
+    sa.Column("octets", sa.LargeBinary, nullable=False),
+)
+
+dead_ticket_blobs = sa.Table(
+    "dead_ticket_blobs",
+    metadata,
+    sa.Column("ticket_id", Text, primary_key=True),
+    sa.Column("blob", Text, primary_key=True),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Index(None, "blob"),
+)
+
+turns = sa.Table(
+    "turns",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("holder", Text, nullable=False),
+    sa.Column("until", UtcDateTime, nullable=False),
 )
