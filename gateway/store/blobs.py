@@ -3,18 +3,23 @@
 `put` returns when the octets are on disk under their name (written aside, fsynced, renamed, folders fsynced).  A put of
 what is there already renews its age, so that a collector never takes what somebody just relied on.
 Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
+`old` and `discard` are the collector's (`store.blob_collector`): a discard beside a put of the same octets never loses them.
+Implementations: files here, `store.blobs_s3`, `store.blobs_database`; `open_blob_store` chooses by URL.
 Limits: octets pass through memory whole; the file store is for one machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import functools
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -24,6 +29,7 @@ from gateway.runtime import failpoint
 T = TypeVar("T")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _UNFINISHED = "tmp"
+_TURN = "collector.turn"
 
 
 class BlobStore(Protocol):
@@ -45,6 +51,14 @@ class BlobStore(Protocol):
 
     async def size(self, digest: str) -> int | None:
         """How many octets there are, None where there is no such blob."""
+        ...
+
+    def old(self, *, before: datetime) -> AsyncIterator[list[str]]:
+        """The digests that nobody put since `before`, some at a time."""
+        ...
+
+    async def discard(self, digest: str, *, before: datetime) -> bool:
+        """Deletes a blob unless somebody put it since `before`; True when it is gone for good."""
         ...
 
 
@@ -76,16 +90,20 @@ class FileBlobStore:
             raise StoreUnavailable(f"blobs: {error}") from error
 
     def _path(self, digest: str) -> Path:
-        match = _DIGEST.fullmatch(digest)
-        if not match:
-            raise ValueError(f"{digest!r} is not a digest")
-        return self._folder / match[1][:2] / match[1]
+        bare = bare_digest(digest)
+        return self._folder / bare[:2] / bare
+
+    async def old(self, *, before: datetime) -> AsyncIterator[list[str]]:
+        for folder in await self._in_thread(lambda: sorted(self._folder.glob("[0-9a-f][0-9a-f]"))):
+            yield await self._in_thread(functools.partial(_old_in, folder, before.timestamp()))
+
+    async def discard(self, digest: str, *, before: datetime) -> bool:
+        return await self._in_thread(lambda: self._discard(self._path(digest), before.timestamp()))
 
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if _size(path) == len(octets):
-            os.utime(path)
+        if _size(path) == len(octets) and self._renewed(path):
             # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
             _sync_folder(path.parent)
             return digest
@@ -93,6 +111,30 @@ class FileBlobStore:
         _make_folder(self._folder / _UNFINISHED)
         self._write(path, octets)
         return digest
+
+    def _renewed(self, path: Path) -> bool:
+        """Renews a blob's age; False when the collector was quicker."""
+        with self._turn(fcntl.LOCK_SH), suppress(FileNotFoundError):
+            os.utime(path)
+            return True
+        return False
+
+    def _discard(self, path: Path, before: float) -> bool:
+        with self._turn(fcntl.LOCK_EX), suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
+                return True
+        return False
+
+    @contextmanager
+    def _turn(self, kind: int) -> Iterator[None]:
+        """Keeps the collector's look and deletion together, apart from who puts."""
+        number = os.open(self._folder / _TURN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            fcntl.flock(number, kind)
+            yield
+        finally:
+            os.close(number)
 
     def _write(self, path: Path, octets: bytes) -> None:
         number, name = tempfile.mkstemp(dir=self._folder / _UNFINISHED)
@@ -102,7 +144,8 @@ class FileBlobStore:
                 file.flush()
                 os.fsync(file.fileno())
             failpoint("blobs.before_rename")
-            os.rename(name, path)
+            with self._turn(fcntl.LOCK_SH):
+                os.rename(name, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
@@ -111,15 +154,33 @@ class FileBlobStore:
         failpoint("blobs.after_rename")
 
     def _get(self, digest: str) -> bytes:
-        octets = self._path(digest).read_bytes()
-        if digest_of(octets) != digest:
-            raise StoreUnavailable(f"blobs: {digest} is damaged on disk")
-        return octets
+        return proved(self._path(digest).read_bytes(), digest)
 
 
 def digest_of(octets: bytes) -> str:
     """The name of these octets."""
     return "sha256:" + hashlib.sha256(octets).hexdigest()
+
+
+def bare_digest(digest: str) -> str:
+    """The 64 digits; raises ValueError for what is no digest and might name anything."""
+    match = _DIGEST.fullmatch(digest)
+    if not match:
+        raise ValueError(f"{digest!r} is not a digest")
+    return match[1]
+
+
+def proved(octets: bytes, digest: str) -> bytes:
+    """The octets, if they are what their name says; raises StoreUnavailable."""
+    if digest_of(octets) != digest:
+        raise StoreUnavailable(f"blobs: {digest} is damaged")
+    return octets
+
+
+def _old_in(folder: Path, before: float) -> list[str]:
+    with os.scandir(folder) as found:
+        names = [item.name for item in found if item.stat().st_mtime < before]
+    return [digest for name in sorted(names) if _DIGEST.fullmatch(digest := f"sha256:{name}")]
 
 
 def _size(path: Path) -> int | None:
