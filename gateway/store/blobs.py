@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import BlobDamaged, StoreUnavailable
 from gateway.runtime import failpoint
 
 T = TypeVar("T")
@@ -103,7 +103,9 @@ class FileBlobStore:
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if _size(path) == len(octets) and self._renewed(path):
+        if (
+            _size(path) == len(octets) and path.read_bytes() == octets and self._renewed(path)
+        ):  # a rotten one comes anew
             # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
             _sync_folder(path.parent)
             return digest
@@ -171,9 +173,9 @@ def bare_digest(digest: str) -> str:
 
 
 def proved(octets: bytes, digest: str) -> bytes:
-    """The octets, if they are what their name says; raises StoreUnavailable."""
+    """The octets, if they are what their name says; raises BlobDamaged."""
     if digest_of(octets) != digest:
-        raise StoreUnavailable(f"blobs: {digest} is damaged")
+        raise BlobDamaged(f"blobs: {digest} is damaged")
     return octets
 
 

@@ -35,7 +35,7 @@ class DatabaseBlobStore:
 
         def work(connection: sa.Connection) -> None:
             values = {"size": len(octets), "put_at": self._clock()}
-            same = sa.update(blobs).where(blobs.c.digest == digest, sa.func.length(blobs.c.octets) == len(octets))
+            same = sa.update(blobs).where(blobs.c.digest == digest, blobs.c.octets == octets)
             if connection.execute(same.values(values)).rowcount:
                 return
             values |= {"octets": octets}
