@@ -26,9 +26,11 @@ EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
+db = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The store's schema and who may do what in it.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
 cli.add_typer(dead, name="dead")
 cli.add_typer(templates, name="templates")
+cli.add_typer(db, name="db")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Context = typer.Context
@@ -372,6 +374,35 @@ def templates_check(context: Context) -> None:
     problems = _run(commands.check_templates(_settings(context)))
     if problems:
         raise typer.Exit(_fail(EXIT_NO, problems))
+
+
+@db.command("upgrade")
+def db_upgrade(context: Context) -> None:
+    """Brings the store's schema to this version, as `run` does, but however long it takes."""
+    from gateway import commands
+
+    had, has = _run(commands.upgrade_store(_settings(context)))
+    _note(f"schema {has}, as it was" if had == has else f"schema {has}, it was {had or 'not made yet'}")
+
+
+@db.command("grants")
+def db_grants(
+    context: Context,
+    app_role: Annotated[str, typer.Option("--app", metavar="ROLE", help="Reads what is published.")] = "gateway_app",
+    worker_role: Annotated[str, typer.Option("--worker", metavar="ROLE", help="Does the work.")] = "gateway_worker",
+    schema: Annotated[str, typer.Option(metavar="SCHEMA")] = "public",
+) -> None:
+    """Prints the SQL for two roles that exist; the tables' owner runs it, again after each upgrade: … | psql URL."""
+    from gateway import commands
+
+    try:
+        statements = commands.store_grants(
+            _settings(context), app_role=app_role, worker_role=worker_role, schema=schema
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for statement in statements:
+        print(f"{statement};")  # noqa: T201
 
 
 @cli.command("settings")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
+    from gateway.store.blobs import BlobStore
 
 T = TypeVar("T")
 
@@ -46,9 +47,17 @@ class Parts:
     async def intake(self, stack: AsyncExitStack) -> Intake:
         broker = await self.queue(stack)
         if "intake" not in self._open:
-            self._open["intake"] = open_intake(self.settings, broker, self.log)
+            self._open["intake"] = open_intake(self.settings, broker, await self._blobs(stack), self.log)
         intake: Intake = self._open["intake"]
         return intake
+
+    async def _blobs(self, stack: AsyncExitStack) -> BlobStore:
+        """The blobs by themselves: a door works on while the database is away, unless the blobs are in it."""
+        from gateway.store.blobs import IN_DATABASE, open_own_blob_store
+
+        if self.settings.blobs_url == IN_DATABASE:
+            return (await self.store(stack)).blobs
+        return open_own_blob_store(self.settings.blobs_url)
 
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))

@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
+from gateway.mail.ids import new_id
 from gateway.runtime import Clock
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
@@ -26,8 +27,10 @@ from gateway.store.schema import (
     mail_octets,
     renditions,
 )
+from gateway.store.turns import take_turn
 
 UNUSED_DAYS = 30
+TURN_SECONDS = 7200.0
 _CHUNK = 200
 _NAMES = (mail_octets.c.blob, email_octets.c.blob, email_attachments.c.blob, dead_ticket_blobs.c.blob)
 _BARE_NAMES = (attachments.c.sha256, renditions.c.sha256)
@@ -50,6 +53,15 @@ class Collector:
         self._database = database
         self._blobs = blobs
         self._clock = clock
+        self._name = new_id()
+
+    async def take_turn(self) -> bool:
+        """Whether this collector is the one that works for the next while."""
+        now = self._clock()
+        return await self._database.write(
+            lambda connection: take_turn(connection, "collector", self._name, now=now, seconds=TURN_SECONDS),
+            rings=False,
+        )
 
     async def note_dead_tickets(self, letters: Iterable[tuple[str, bytes]]) -> None:
         """Keeps what dead letters carry: their ticket's id, and header and body, in which digests are looked for."""

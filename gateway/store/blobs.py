@@ -21,13 +21,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+from urllib.parse import unquote
 
-from gateway.errors import BlobDamaged, StoreUnavailable
+from gateway.errors import BlobDamaged, Problem, SettingsError, StoreUnavailable
 from gateway.runtime import failpoint
+
+if TYPE_CHECKING:
+    from gateway.store.database import Database
 
 T = TypeVar("T")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+IN_DATABASE = "database:"
 _UNFINISHED = "tmp"
 _TURN = "collector.turn"
 
@@ -157,6 +162,27 @@ class FileBlobStore:
 
     def _get(self, digest: str) -> bytes:
         return proved(self._path(digest).read_bytes(), digest)
+
+
+def open_blob_store(url: str, database: Database) -> BlobStore:
+    """The store a URL names: files, a bucket, or rows of the database; raises SettingsError."""
+    if url == IN_DATABASE:
+        from gateway.store.blobs_database import DatabaseBlobStore
+
+        return DatabaseBlobStore(database)
+    return open_own_blob_store(url)
+
+
+def open_own_blob_store(url: str) -> BlobStore:
+    """The store a URL names, which stands on its own; raises SettingsError."""
+    if url.startswith("s3://"):
+        from gateway.store.blobs_s3 import S3BlobStore
+
+        return S3BlobStore(url)
+    if url.startswith("file:///"):
+        return FileBlobStore(Path(unquote(url.removeprefix("file://"))))
+    text = f"{url.split(':')[0]!r} names no blob store: there are file:///PATH, s3://BUCKET/PREFIX and {IN_DATABASE}"
+    raise SettingsError([Problem("blobs_url", text)])
 
 
 def digest_of(octets: bytes) -> str:

@@ -130,7 +130,7 @@ async def open_database(url: str) -> Database:
     """Opens the database a URL names and brings its schema up to date; raises SettingsError or StoreUnavailable."""
     from gateway.store.migrations import is_up_to_date, upgrade
 
-    database = await _open(url)
+    database = await open_as_it_is(url)
     try:
         if not await is_up_to_date(database):
             await upgrade(database)
@@ -140,24 +140,30 @@ async def open_database(url: str) -> Database:
     return database
 
 
-def check_database_url(url: str) -> None:
-    """Raises SettingsError for a URL that names no database this version has."""
-    if urlsplit(url).scheme in POSTGRESQL_SCHEMES:
+async def open_as_it_is(url: str, *, patiently: bool = False) -> Database:
+    """Opens the database a URL names and leaves its schema alone; `patiently` lets one statement last an hour."""
+    path = file_of(url)
+    if path is not None:
+        file = SqliteDatabase(path)
+        await file.open()
+        return file
+    from gateway.store.postgresql import PATIENT, Limits, PostgresDatabase
+
+    server = PostgresDatabase(parse_postgresql_url(url), limits=PATIENT if patiently else Limits())
+    await server.open()
+    return server
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a sqlite:/// URL, None for a server's; raises SettingsError for a URL that names no database we have."""
+    scheme = urlsplit(url).scheme
+    if scheme in POSTGRESQL_SCHEMES:
         parse_postgresql_url(url)
-    else:
-        _sqlite_path(url)
-
-
-async def _open(url: str) -> Database:
-    if urlsplit(url).scheme in POSTGRESQL_SCHEMES:
-        from gateway.store.postgresql import PostgresDatabase
-
-        server = PostgresDatabase(parse_postgresql_url(url))
-        await server.open()
-        return server
-    file = SqliteDatabase(_sqlite_path(url))
-    await file.open()
-    return file
+        return None
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        return Path(unquote(url.removeprefix("sqlite:///")))
+    text = f"{scheme or 'this'} is not a database this version has; it has sqlite:///PATH and postgresql://…"
+    raise SettingsError([Problem("database_url", text)])
 
 
 def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, Any]) -> int:
@@ -171,15 +177,6 @@ def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, A
 
         statement = sqlite_insert(table).on_conflict_do_nothing()
     return sum(connection.execute(statement, row).rowcount for row in rows)
-
-
-def _sqlite_path(url: str) -> Path:
-    """The file a sqlite:/// URL names; raises SettingsError for any other URL."""
-    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
-        return Path(unquote(url.removeprefix("sqlite:///")))
-    scheme = urlsplit(url).scheme
-    text = f"{scheme or 'this'} is not a database this version has; it has sqlite:///PATH and postgresql://…"
-    raise SettingsError([Problem("database_url", text)])
 
 
 def _blames_the_file(error: sa.exc.DBAPIError) -> bool:

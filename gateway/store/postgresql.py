@@ -49,6 +49,9 @@ class Limits:
     patience_seconds: float = 30.0
 
 
+PATIENT = Limits(statement_seconds=3600.0, patience_seconds=7200.0)
+
+
 class PostgresDatabase:
     """A database on a PostgreSQL server, shared by any number of processes and hosts."""
 

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 
 from gateway.errors import SettingsError
 from gateway.store import migrations, published, schema
-from gateway.store.database import Database, _open, open_database
+from gateway.store.database import Database, open_as_it_is, open_database
 from gateway.store.postgresql import PostgresDatabase
 from gateway.store.postgresql_url import parse_postgresql_url
 
@@ -96,7 +96,7 @@ async def test_an_older_store_is_led_up_and_what_its_emails_attach_is_noted(bare
         kept = {"email_id": "1", "kind": "request", "size": len(request), "octets": request}
         connection.execute(sa.insert(schema.email_octets), kept)
 
-    database = await _open(bare_database_url)
+    database = await open_as_it_is(bare_database_url)
     await database.write(older)
     assert await migrations.current_version(database) == "0001"
     await database.close()

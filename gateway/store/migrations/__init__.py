@@ -43,8 +43,6 @@ async def current_version(database: Database) -> str | None:
 
 def _bring_up_to_date(connection: sa.Connection) -> None:
     hold_name(connection, "schema")
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
     version = _version(connection)
     if version == HEAD:
         return
