@@ -108,6 +108,13 @@ def test_a_mistake_about_the_store_is_one_line_and_exit_2(words, url: str, said:
     assert "Traceback" not in done.stderr
 
 
+def test_a_ledger_in_the_folder_is_not_left_behind_for_a_server(tmp_path: Path) -> None:
+    assert gateway(tmp_path, "db", "upgrade", url=f"sqlite:///{tmp_path}/var/store.db").returncode == 0
+    done = gateway(tmp_path, "run", "web", url="postgresql://127.0.0.1:1/db", GATEWAY_WEB_LISTEN="127.0.0.1:0")
+    assert done.returncode == 2
+    assert "store.db holds a ledger" in done.stderr
+
+
 def test_a_server_that_is_away_is_told_in_one_line_and_exit_75(tmp_path: Path) -> None:
     done = gateway(tmp_path, "emails", url="postgresql://u:s3cret@127.0.0.1:1/db")
     assert done.returncode == 75
