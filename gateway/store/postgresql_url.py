@@ -9,6 +9,7 @@ store that may only be read is no store; keep-alives have no words, because our 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -49,6 +50,7 @@ _CHOICES = {
     "channel_binding": ("prefer", "disable"),
     "gssencmode": ("prefer", "disable"),
 }
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _NOT_PASSED_ON = frozenset({"connect_timeout", "channel_binding", "gssencmode"})
 
 
@@ -91,6 +93,8 @@ def _check(words: dict[str, str]) -> None:
             raise _refusal(f"the word {name!r} is not known here; known are {known}")
         if value not in _CHOICES.get(name, (value,)):
             raise _refusal(f"{name} is one of {', '.join(_CHOICES[name])}, not {value!r}")
+        if name in _FILES and not os.access(value, os.R_OK):
+            raise _refusal(f"{name}: {value} is not a file we can read")
 
 
 def _check_ports(hosts: str, ports: str) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import sqlalchemy as sa
 
-from gateway.errors import SettingsError, StoreUnavailable
+from gateway.errors import StoreUnavailable
 from gateway.store import schema
 from gateway.store.database import open_database
 from gateway.store.postgresql import Limits, PostgresDatabase
@@ -261,12 +261,6 @@ async def test_a_server_that_is_not_there_and_a_database_it_lacks_are_unavailabl
         with pytest.raises(StoreUnavailable) as away:
             await open_database(url)
         assert "s3cret" not in str(away.value)
-
-
-async def test_a_certificate_that_is_not_there_is_a_mistake_in_the_settings(postgres_url: str) -> None:
-    url = postgres_url.replace("sslmode=disable", "sslmode=verify-full&sslrootcert=/nowhere.pem")
-    with pytest.raises((SettingsError, StoreUnavailable), match="database"):
-        await open_database(url)
 
 
 async def test_of_several_hosts_the_one_that_writes_is_used(postgres_url: str) -> None:

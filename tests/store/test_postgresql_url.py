@@ -13,7 +13,7 @@ from gateway.store.postgresql_url import CONNECT_SECONDS, parse_postgresql_url
     [
         "postgresql://",
         "postgres:///store",
-        "postgresql://u:p%40ss@h:5433/store?sslmode=verify-full&sslrootcert=/ca.pem",
+        "postgresql://u:p%40ss@h:5433/store?sslmode=verify-full&sslrootcert=/etc/hosts",
         "postgresql:///store?host=/run/postgresql",
         "postgresql://%2Frun%2Fpostgresql/store",
         "postgresql://u@[::1]:5432/store",
@@ -30,6 +30,7 @@ def test_what_libpq_takes_is_taken(url: str) -> None:
     [
         ("postgresql://h/db?sslmod=require", "'sslmod' is not known"),
         ("postgresql://h/db?sslmode=verify_full", "sslmode is one of"),
+        ("postgresql://h/db?sslrootcert=/nowhere.pem", "/nowhere.pem is not a file"),
         ("postgresql://h/db?keepalives=1", "'keepalives' is not known"),
         ("postgresql://h/db?channel_binding=require", "channel_binding is one of"),
         ("postgresql://h/db?target_session_attrs=rw", "target_session_attrs is one of"),
