@@ -325,6 +325,26 @@ def cancel(context: Context, email_id: str) -> None:
     _note(f"{count} cancelled")
 
 
+@cli.command()
+def recover(
+    context: Context,
+    resend: Annotated[bool, typer.Option("--resend", help="Send them; some may come twice.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Never send them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """After a restored backup: lists the emails it held, for they may have been sent since; then --resend or --cancel."""
+    from gateway import commands, tables
+
+    if resend and cancel:
+        raise typer.BadParameter("either --resend or --cancel")
+    if resend or cancel:
+        count = _run(commands.recover(_settings(context), is_resend=resend))
+        _note(f"{count} {'released' if resend else 'cancelled'}")
+    else:
+        columns = ["id", "recipient", "disposition", "template", "subject", "accepted_at", "attempts"]
+        tables.print_rows(_run(commands.held_back(_settings(context))), columns, as_json=as_json)
+
+
 @dead.command("list")
 def dead_list(context: Context, limit: Annotated[int, typer.Option(min=1)] = 1000, as_json: AsJson = False) -> None:
     """Lists dead letters, oldest first."""

@@ -271,6 +271,28 @@ async def _existing_store(settings: Settings) -> AsyncIterator[Store | None]:
         yield store
 
 
+async def held_back(settings: Settings) -> list[dict[str, Any]]:
+    """The emails that are held because the ledger went back."""
+    from gateway.store.ledger_mark import WENT_BACK, held_back
+
+    async with _existing_store(settings) as store:
+        if store is None:
+            return []
+        lines = [line for item in await held_back(store.database) for line in await store.ledger.list_emails(id=item)]
+    return [line for line in lines if line["reason"] == WENT_BACK]
+
+
+async def recover(settings: Settings, *, is_resend: bool) -> int:
+    """Lets what the ledger's going back held go on, or cancels it; returns how many recipients."""
+    from gateway.store.ledger_mark import held_back
+
+    async with _existing_store(settings) as store:
+        if store is None:
+            return 0
+        decide = store.ledger.release if is_resend else store.ledger.cancel
+        return sum([await decide(email_id) for email_id in await held_back(store.database)])
+
+
 async def upgrade_store(settings: Settings) -> tuple[str | None, str]:
     """Leads the schema up, however long it takes; returns the version it had and the one it has."""
     from gateway.store.database import open_as_it_is

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.store.blobs import BlobStore
     from gateway.store.database import Database
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.ledger_mark import LedgerMark
     from gateway.store.mails import Mails
 
 _PACKAGE = Path(__file__).parent.parent
@@ -43,6 +44,7 @@ class Store:
     blobs: BlobStore
     ledger: DatabaseLedger
     mails: Mails
+    mark: LedgerMark
 
 
 def relay_spec(table: Any) -> Any:
@@ -133,12 +135,14 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     from gateway.store.blobs import open_blob_store
     from gateway.store.database import open_database
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.ledger_mark import LedgerMark
     from gateway.store.mails import Mails
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = await open_database(settings.database_url)
     try:
         blobs = open_blob_store(settings.blobs_url, database)
+        mark = LedgerMark(settings.data_dir / "ledger.mark")
         ledger_ = DatabaseLedger(
             database,
             blobs=blobs,
@@ -146,9 +150,10 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             hostname=settings.hostname,
             unknown_wait_seconds=settings.unknown_wait,
             return_path=settings.mail_from,
+            mark=mark,
         )
         mails = Mails(database, blobs, clock=database.clock, hostname=settings.hostname)
-        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails)
+        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails, mark=mark)
     finally:
         await database.close()
 

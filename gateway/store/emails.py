@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from gateway.contract.email_send import SendEmail, parse_send_email
 from gateway.contract.events import EventType
-from gateway.errors import ClaimLost, Problem
+from gateway.errors import ClaimLost, Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.runtime import Clock
@@ -32,6 +32,7 @@ from gateway.store.database import Database, insert_absent
 from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
+from gateway.store.ledger_mark import LedgerMark
 from gateway.store.locks import hold_name
 from gateway.store.schema import (
     MAX_ROW_BYTES,
@@ -63,8 +64,12 @@ class DatabaseLedger:
         return_path: str = "",
         unknown_wait_seconds: float = UNKNOWN_WAIT_SECONDS,
         lifetime_seconds: float = LIFETIME_SECONDS,
+        mark: LedgerMark | None = None,
     ) -> None:
-        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds."""
+        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds.
+
+        `mark` is where each dot is noted outside of the database.
+        """
         self._database = database
         self._blobs = blobs
         self._journal = Journal(database, clock=clock, hostname=hostname)
@@ -72,6 +77,7 @@ class DatabaseLedger:
         self._return_path = return_path
         self._unknown_wait = timedelta(seconds=unknown_wait_seconds)
         self._lifetime = timedelta(seconds=lifetime_seconds)
+        self._mark = mark
 
     # accepting
 
@@ -196,11 +202,16 @@ class DatabaseLedger:
     async def record_dot_sent(self, claim: Claim) -> None:
         """Journals that the final dot goes out next: from here on the recipient may have a copy."""
 
-        def work(connection: sa.Connection, now: datetime) -> None:
+        def work(connection: sa.Connection, now: datetime) -> int:
             _change_claimed(connection, claim, {"dot_sent_at": now, "copies": claim.copy, "updated_at": now})
-            self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
+            return self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
 
-        await self._journal.record("dot_sent", work)
+        number = await self._journal.record("dot_sent", work)
+        if self._mark is not None:
+            try:
+                self._mark.note(number)
+            except OSError as error:
+                raise StoreUnavailable(f"the ledger's mark cannot be written: {error}") from error
 
     async def record_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> None:
         outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "", **_reply_values(reply)}
@@ -488,10 +499,9 @@ class DatabaseLedger:
         if connection.execute(sa.update(email_recipients).where(*same).values(values)).rowcount != 1:
             raise ClaimLost(f"{row.email_id} to {row.recipient} changed meanwhile")
 
-    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> None:
-        self._journal.note(
-            connection, now, Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
-        )
+    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> int:
+        fact = Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
+        return self._journal.note(connection, now, fact)
 
     def _tell(
         self,

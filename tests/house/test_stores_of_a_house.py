@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "crash"))
 from house import House
 
 LOOKS = 60
-LARGE = "many words " * 40_000
+LARGE = "many words in a line\r\n" * 20_000
 
 
 def gateway(folder: Path, *words: str, url: str, **env: str) -> subprocess.CompletedProcess[str]:
