@@ -26,6 +26,7 @@ EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
+db = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The store's schema and who may do what in it.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
 users = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="People who may log in to the pages.")
 keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Keys of apps for the API.")
@@ -33,6 +34,7 @@ cli.add_typer(dead, name="dead")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
 cli.add_typer(templates, name="templates")
+cli.add_typer(db, name="db")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Context = typer.Context
@@ -338,6 +340,26 @@ def cancel(context: Context, email_id: str) -> None:
     _note(f"{count} cancelled")
 
 
+@cli.command()
+def recover(
+    context: Context,
+    resend: Annotated[bool, typer.Option("--resend", help="Send them; some may come twice.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Never send them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """After a restored backup: lists the emails it held, for they may have been sent since; then --resend or --cancel."""
+    from gateway import commands, tables
+
+    if resend and cancel:
+        raise typer.BadParameter("either --resend or --cancel")
+    if resend or cancel:
+        count = _run(commands.recover(_settings(context), is_resend=resend))
+        _note(f"{count} {'released' if resend else 'cancelled'}")
+    else:
+        columns = ["id", "recipient", "disposition", "template", "subject", "accepted_at", "attempts"]
+        tables.print_rows(_run(commands.held_back(_settings(context))), columns, as_json=as_json)
+
+
 @dead.command("list")
 def dead_list(context: Context, limit: Annotated[int, typer.Option(min=1)] = 1000, as_json: AsJson = False) -> None:
     """Lists dead letters, oldest first."""
@@ -472,6 +494,35 @@ def schema(
     from gateway import commands
 
     print(json.dumps(commands.schema(name), indent=2, ensure_ascii=False))  # noqa: T201
+
+
+@db.command("upgrade")
+def db_upgrade(context: Context) -> None:
+    """Brings the store's schema to this version, as `run` does, but however long it takes."""
+    from gateway import commands
+
+    had, has = _run(commands.upgrade_store(_settings(context)))
+    _note(f"schema {has}, as it was" if had == has else f"schema {has}, it was {had or 'not made yet'}")
+
+
+@db.command("grants")
+def db_grants(
+    context: Context,
+    app_role: Annotated[str, typer.Option("--app", metavar="ROLE", help="Reads what is published.")] = "gateway_app",
+    worker_role: Annotated[str, typer.Option("--worker", metavar="ROLE", help="Does the work.")] = "gateway_worker",
+    schema: Annotated[str, typer.Option(metavar="SCHEMA")] = "public",
+) -> None:
+    """Prints the SQL for two roles that exist; the tables' owner runs it, again after each upgrade: … | psql URL."""
+    from gateway import commands
+
+    try:
+        statements = commands.store_grants(
+            _settings(context), app_role=app_role, worker_role=worker_role, schema=schema
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for statement in statements:
+        print(f"{statement};")  # noqa: T201
 
 
 @cli.command("settings")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
-from gateway.errors import PermanentFailure, Problem, QueueUnavailable
+from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError
 from gateway.mail.ids import new_id
 from gateway.mail.tokens import INVITATION
 from gateway.runtime import utc_now
@@ -193,7 +193,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings += look.check_templates(await check_templates(settings))
     if sqlite_path(settings.queue_url).exists():
         findings += await _look_at_queue(settings)
-    findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
+    findings.append(await look.check_store(settings.database_url))
     return findings
 
 
@@ -258,7 +258,8 @@ async def revoke_key(settings: Settings, prefix: str) -> bool:
 @asynccontextmanager
 async def _existing_store(settings: Settings) -> AsyncIterator[Store | None]:
     """The store, or None where nothing was ever stored: a look makes no files."""
-    if not sqlite_path(settings.database_url).exists():
+    file = app.database_file(settings)
+    if file is not None and not file.exists():
         yield None
         return
     async with open_store(settings) as store:
@@ -270,8 +271,57 @@ async def _operator(settings: Settings) -> AsyncIterator[Operator | None]:
     """The operator's desk for whoever is at the terminal, None where nothing was ever queued or stored."""
     from gateway.watch.operator import BY_COMMAND
 
-    if not (sqlite_path(settings.database_url).exists() or sqlite_path(settings.queue_url).exists()):
+    file = app.database_file(settings)
+    if file is not None and not (file.exists() or sqlite_path(settings.queue_url).exists()):
         yield None
         return
     async with open_queue(settings) as broker, open_store(settings) as store:
         yield app.operator(store, broker, by=BY_COMMAND)
+
+
+async def held_back(settings: Settings) -> list[dict[str, Any]]:
+    """The emails that are held because the ledger went back."""
+    from gateway.store.ledger_mark import WENT_BACK, held_back
+
+    async with _existing_store(settings) as store:
+        if store is None:
+            return []
+        lines = [
+            line for item in await held_back(store.database) for line in await store.lists.newest("emails", id=item)
+        ]
+    return [line for line in lines if line["reason"] == WENT_BACK]
+
+
+async def recover(settings: Settings, *, is_resend: bool) -> int:
+    """Lets what the ledger's going back held go on, or cancels it; returns how many recipients."""
+    from gateway.store.ledger_mark import held_back
+
+    async with _existing_store(settings) as store:
+        if store is None:
+            return 0
+        decide = store.ledger.release if is_resend else store.ledger.cancel
+        return sum([await decide(email_id) for email_id in await held_back(store.database)])
+
+
+async def upgrade_store(settings: Settings) -> tuple[str | None, str]:
+    """Leads the schema up, however long it takes; returns the version it had and the one it has."""
+    from gateway.store.database import open_as_it_is
+    from gateway.store.migrations import HEAD, current_version, upgrade
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = await open_as_it_is(settings.database_url, patiently=True)
+    try:
+        had = await current_version(database)
+        await upgrade(database)
+    finally:
+        await database.close()
+    return had, HEAD
+
+
+def store_grants(settings: Settings, *, app_role: str, worker_role: str, schema: str) -> list[str]:
+    """The SQL that gives an app's role what is published and the worker's role the tables."""
+    from gateway.store.published import grant_statements
+
+    if app.database_file(settings) is not None:
+        raise SettingsError([Problem("database_url", "a file has no roles; grants are for postgresql://")])
+    return grant_statements(app_role=app_role, worker_role=worker_role, schema=schema)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from gateway.app.checks import check_values, refuse_to_strand
+from gateway.app.checks import check_values, database_file, refuse_to_strand
 from gateway.app.making import (
     Store,
     mailboxes,
@@ -40,6 +40,7 @@ __all__ = [
     "Store",
     "build_suspects",
     "check_values",
+    "database_file",
     "mailboxes",
     "open_cage",
     "open_queue",

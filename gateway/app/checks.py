@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import blobs_folder, ladder, mailboxes, our_names, relay_spec, router
+from gateway.app.making import ladder, mailboxes, our_names, relay_spec, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
@@ -25,9 +26,9 @@ def check_values(settings: Settings) -> None:
         ("mailboxes", lambda: mailboxes(settings)),
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
-        ("blobs_url", lambda: blobs_folder(settings)),
+        ("blobs_url", lambda: _check_blobs(settings.blobs_url)),
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
-        ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
+        ("database_url", lambda: database_file(settings)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
         ("trusted_hosts", lambda: our_names(settings)),
         ("limits.room", lambda: _check_room(settings)),
@@ -74,6 +75,20 @@ def _listen_address(text: str) -> Any:
     return parse_listen(text)
 
 
+def _check_blobs(url: str) -> None:
+    from gateway.store.blobs import IN_DATABASE, open_own_blob_store
+
+    if url != IN_DATABASE:
+        open_own_blob_store(url)
+
+
+def database_file(settings: Settings) -> Path | None:
+    """The file of the store, None where a server has it."""
+    from gateway.store.database import file_of
+
+    return file_of(settings.database_url)
+
+
 def _check_room(settings: Settings) -> None:
     if settings.limits.room < settings.limits.mail_bytes:
         raise ValueError(f"is less than one mail may have (limits.mail_bytes, {settings.limits.mail_bytes})")
@@ -90,7 +105,7 @@ async def refuse_to_strand(settings: Settings) -> None:
             problems.append(
                 Problem("queue_url", f"{old_queue} still holds {left} tickets; set it back and let them finish")
             )
-    if old_store.exists() and sqlite_path(settings.database_url, "database_url") != old_store:
+    if old_store.exists() and database_file(settings) != old_store:
         text = f"{old_store} holds a ledger; set it back, or move the file to where database_url points"
         problems.append(Problem("database_url", text))
     if problems:

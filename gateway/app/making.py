@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from gateway.client import open_broker
 from gateway.errors import Problem, SettingsError
@@ -29,10 +28,11 @@ if TYPE_CHECKING:
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
     from gateway.store.access import Access
-    from gateway.store.blobs import FileBlobStore
+    from gateway.store.blobs import BlobStore
     from gateway.store.database import Database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.ledger_mark import LedgerMark
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
     from gateway.watch.operator import Operator
@@ -47,12 +47,13 @@ class Store:
     """The open store: the database with the verbs that speak to it, and the blobs."""
 
     database: Database
-    blobs: FileBlobStore
+    blobs: BlobStore
     ledger: DatabaseLedger
     mails: Mails
     lists: Lists
     access: Access
     decisions: Decisions
+    mark: LedgerMark
 
 
 def relay_spec(table: Any) -> Any:
@@ -130,13 +131,13 @@ def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, A
     return found
 
 
-def open_intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
+def open_intake(settings: Settings, broker: Broker, blobs: BlobStore, log: MailLog) -> Intake:
     from gateway.inbound.intake import Intake, IntakeLimits
 
     return Intake(
         router(settings, open_support(settings)),
         broker,
-        open_blobs(settings),
+        blobs,
         data_dir=settings.data_dir,
         min_free_bytes=settings.min_free_bytes,
         clock=utc_now,
@@ -151,50 +152,43 @@ def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     return open_broker(settings.queue_url)
 
 
-def blobs_folder(settings: Settings) -> Path:
-    if not settings.blobs_url.startswith("file:///"):
-        raise ValueError(f"{settings.blobs_url.split('://')[0]!r} is not file:///PATH, the store this version has")
-    return Path(unquote(settings.blobs_url.removeprefix("file://")))
-
-
-def open_blobs(settings: Settings) -> FileBlobStore:
-    from gateway.store.blobs import FileBlobStore
-
-    return FileBlobStore(blobs_folder(settings))
-
-
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
     from gateway.store.access import Access
+    from gateway.store.blobs import open_blob_store
     from gateway.store.database import open_database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.ledger_mark import LedgerMark
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    blobs = open_blobs(settings)
     database = await open_database(settings.database_url)
     try:
+        blobs = open_blob_store(settings.blobs_url, database)
+        mark = LedgerMark(settings.data_dir / "ledger.mark")
         ledger_ = DatabaseLedger(
             database,
             blobs=blobs,
-            clock=utc_now,
+            clock=database.clock,
             hostname=settings.hostname,
             unknown_wait_seconds=settings.unknown_wait,
             return_path=settings.mail_from,
+            mark=mark,
         )
-        mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
-        decisions = Decisions(database, clock=utc_now, hostname=settings.hostname)
+        mails = Mails(database, blobs, clock=database.clock, hostname=settings.hostname)
+        decisions = Decisions(database, clock=database.clock, hostname=settings.hostname)
         yield Store(
             database=database,
             blobs=blobs,
             ledger=ledger_,
             mails=mails,
             lists=Lists(database),
-            access=Access(database, clock=utc_now),
+            access=Access(database, clock=database.clock),
             decisions=decisions,
+            mark=mark,
         )
     finally:
         await database.close()

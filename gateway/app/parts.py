@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
+    from gateway.store.blobs import BlobStore
 
 T = TypeVar("T")
 
@@ -41,14 +42,37 @@ class Parts:
         return await self._once("queue", stack, lambda: open_queue(self.settings))
 
     async def store(self, stack: AsyncExitStack) -> Store:
-        return await self._once("store", stack, lambda: open_store(self.settings))
+        is_open = "store" in self._open
+        store = await self._once("store", stack, lambda: open_store(self.settings))
+        if not is_open:
+            await self._follow(store)
+        return store
+
+    async def _follow(self, store: Store) -> None:
+        """Goes on from where the ledger is; one that has gone back keeps what it calls open for a person to decide."""
+        from gateway.store.ledger_mark import hold_what_is_open, position_of, went_back
+
+        if await went_back(store.database, store.mark):
+            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            step = "a backup was restored: `gateway recover` lists what it held and lets it go on or cancels it"
+            self.log.service("ledger", "went-back", held=held, next_step=step)
+            # Only now: who dies before this line holds the rest at the next start.
+            store.mark.follow(await position_of(store.database), went_back=True)
 
     async def intake(self, stack: AsyncExitStack) -> Intake:
         broker = await self.queue(stack)
         if "intake" not in self._open:
-            self._open["intake"] = open_intake(self.settings, broker, self.log)
+            self._open["intake"] = open_intake(self.settings, broker, await self._blobs(stack), self.log)
         intake: Intake = self._open["intake"]
         return intake
+
+    async def _blobs(self, stack: AsyncExitStack) -> BlobStore:
+        """The blobs by themselves: a door works on while the database is away, unless the blobs are in it."""
+        from gateway.store.blobs import IN_DATABASE, open_own_blob_store
+
+        if self.settings.blobs_url == IN_DATABASE:
+            return (await self.store(stack)).blobs
+        return open_own_blob_store(self.settings.blobs_url)
 
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))

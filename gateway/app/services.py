@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from gateway.app.making import listen_on, naming_the_key
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.maillog import told
-from gateway.runtime import Service, Stop, utc_now
+from gateway.runtime import Service, Stop
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
@@ -61,12 +62,17 @@ async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:
 
 
 async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.store.blob_collector import Collector
+    from gateway.watch.collect import collect
     from gateway.watch.sweeper import sweep
 
     broker, store = await parts.queue(stack), await parts.store(stack)
+    collector = Collector(store.database, store.blobs, clock=store.database.clock)
 
     async def service(stop: Stop) -> None:
-        await sweep(store.ledger, broker, stop=stop, clock=utc_now, log=parts.log)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(sweep(store.ledger, broker, stop=stop, clock=store.database.clock, log=parts.log))
+            both.create_task(collect(collector, broker, stop=stop, log=parts.log))
 
     return service
 

@@ -1,6 +1,6 @@
 """How the ledger's rows are read: as records for outbound work, as lines and stories for people.
 
-`store.emails` changes them; nothing here writes.
+`store.emails` changes them; nothing here writes.  What is read to be changed is read with `to_change` (see `store.locks`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.store import timeline
 from gateway.store.ledger import RecipientRecord
+from gateway.store.locks import for_change, for_work
 from gateway.store.schema import as_json, email_recipients, emails, rejections
 
 Row = sa.Row[Any]
@@ -30,16 +31,18 @@ ROWS = sa.select(
 _ROW = ROWS.where(
     email_recipients.c.email_id == sa.bindparam("email"), email_recipients.c.recipient == sa.bindparam("to")
 )
+_ROW_TO_CHANGE = for_change(_ROW, email_recipients)
 
 
-def rows_of(connection: sa.Connection, email_id: str) -> list[Row]:
+def rows_of(connection: sa.Connection, email_id: str, *, to_change: bool = False) -> list[Row]:
     """The recipients' rows of one email, in the envelope's order."""
     query = ROWS.where(email_recipients.c.email_id == email_id).order_by(email_recipients.c.position)
-    return list(connection.execute(query))
+    return list(connection.execute(for_change(query, email_recipients) if to_change else query))
 
 
-def row_of(connection: sa.Connection, email_id: str, recipient: str) -> Row:
-    row = connection.execute(_ROW, {"email": email_id, "to": recipient}).first()
+def row_of(connection: sa.Connection, email_id: str, recipient: str, *, to_change: bool = False) -> Row:
+    query = _ROW_TO_CHANGE if to_change else _ROW
+    row = connection.execute(query, {"email": email_id, "to": recipient}).first()
     if row is None:
         raise LookupError(f"no email {email_id} to {recipient}")
     return row
@@ -85,22 +88,28 @@ def overdue_rows(connection: sa.Connection, *, now: datetime, before: datetime, 
     return found
 
 
-def lost_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:
-    """Rows whose claim ran out after the final dot."""
+def lost_rows(connection: sa.Connection, *, now: datetime, limit: int, to_change: bool = False) -> list[Row]:
+    """Rows whose claim ran out after the final dot; to change them, only what nobody else has in hand."""
     table = email_recipients.c
     lost = (table.disposition == Disposition.SENDING, table.claim_until <= now, table.dot_sent_at.is_not(None))
-    return list(connection.execute(ROWS.where(*lost).limit(limit)))
+    return _fetched(connection, ROWS.where(*lost).limit(limit), to_change=to_change)
 
 
-def expired_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:
-    """Open, unclaimed rows past their time; an unknown one that waits for an operator is not ended by the clock."""
+def expired_rows(connection: sa.Connection, *, now: datetime, limit: int, to_change: bool = False) -> list[Row]:
+    """Open, unclaimed rows past their time, as `lost_rows`; an unknown one that waits for an operator does not expire."""
     table = email_recipients.c
     ends = sa.or_(
         table.disposition.in_((*WAITING, Disposition.HELD)),
         sa.and_(table.disposition == Disposition.UNKNOWN, table.next_attempt_at.is_not(None)),
         sa.and_(table.disposition == Disposition.SENDING, table.claim_until <= now, table.dot_sent_at.is_(None)),
     )
-    return list(connection.execute(ROWS.where(table.expires_at <= now, ends).limit(limit)))
+    return _fetched(connection, ROWS.where(table.expires_at <= now, ends).limit(limit), to_change=to_change)
+
+
+def _fetched(connection: sa.Connection, query: sa.Select[Any], *, to_change: bool) -> list[Row]:
+    found = connection.execute(for_work(query, email_recipients) if to_change else query)
+    # Everybody raises the sequences of several emails in this order, so that no two wait for each other.
+    return sorted(found, key=lambda row: (row.email_id, row.position))
 
 
 def reply_of(row: Row) -> Reply | None:

@@ -4,7 +4,7 @@ Journal of one attempt: `claim` → `record_dot_sent` → relayed, delayed, fail
 that may have reached somebody: raised with `record_dot_sent`, taken back when the relay then says no.
 Promises: each verb is one transaction of row, timeline and event; a verb with a Claim changes the row only while that
 claim holds, else ClaimLost; a claim that ran out after the dot becomes `unknown`, never a silent second copy.
-Limits: `serial_key` is kept but not yet obeyed; time is this machine's clock, taken inside the transaction.
+Limits: `serial_key` is kept but not yet obeyed; time is the clock it is given (the database's), taken in the transaction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from gateway.contract.email_send import SendEmail, parse_send_email
 from gateway.contract.events import EventType
-from gateway.errors import ClaimLost, Problem
+from gateway.errors import ClaimLost, Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.runtime import Clock
@@ -32,7 +32,17 @@ from gateway.store.database import Database, insert_absent
 from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
-from gateway.store.schema import MAX_ROW_BYTES, as_json, email_octets, email_recipients, emails, rejections
+from gateway.store.ledger_mark import LedgerMark
+from gateway.store.locks import hold_name
+from gateway.store.schema import (
+    MAX_ROW_BYTES,
+    as_json,
+    email_attachments,
+    email_octets,
+    email_recipients,
+    emails,
+    rejections,
+)
 
 LIFETIME_SECONDS = 7 * 86400.0
 UNKNOWN_WAIT_SECONDS = 900.0
@@ -65,8 +75,12 @@ class DatabaseLedger:
         return_path: str = "",
         unknown_wait_seconds: float = UNKNOWN_WAIT_SECONDS,
         lifetime_seconds: float = LIFETIME_SECONDS,
+        mark: LedgerMark | None = None,
     ) -> None:
-        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds."""
+        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds.
+
+        `mark` is where each dot is noted outside of the database.
+        """
         self._database = database
         self._blobs = blobs
         self._journal = Journal(database, clock=clock, hostname=hostname)
@@ -74,6 +88,7 @@ class DatabaseLedger:
         self._return_path = return_path
         self._unknown_wait = timedelta(seconds=unknown_wait_seconds)
         self._lifetime = timedelta(seconds=lifetime_seconds)
+        self._mark = mark
 
     # accepting
 
@@ -84,6 +99,8 @@ class DatabaseLedger:
         body = request.to_json()
         kept = await self._kept(body)
         facts = {"app": app, "content_hash": content_hash, "stream": stream, "message_id": message_id}
+        named = sorted({item.blob for item in request.attachments if item.blob is not None})
+        attached = [{"email_id": request.id, "blob": blob} for blob in named]
 
         def work(connection: sa.Connection, now: datetime) -> Acceptance:
             values = self._email_values(request, now) | facts
@@ -91,6 +108,8 @@ class DatabaseLedger:
                 return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
             connection.execute(sa.insert(email_octets), kept | {"email_id": request.id, "kind": _REQUEST})
             connection.execute(sa.insert(email_recipients), _recipient_values(request, values, now, ticket_id))
+            if attached:
+                connection.execute(sa.insert(email_attachments), attached)
             data = {
                 "app": app,
                 "recipients": request.recipients(),
@@ -113,6 +132,7 @@ class DatabaseLedger:
 
         def work(connection: sa.Connection, now: datetime) -> None:
             values = key | {"reason": reason, "problems": told, "rejected_at": now}
+            hold_name(connection, "rejections", request_id)
             if not insert_absent(connection, rejections, values):
                 return
             data = {"app": app, "errors": [_without_params(item) for item in told]}
@@ -171,7 +191,7 @@ class DatabaseLedger:
         lifetime = timedelta(seconds=lifetime_seconds)
 
         def work(connection: sa.Connection, now: datetime) -> Claim | RecipientRecord:
-            row = rows.row_of(connection, email_id, recipient)
+            row = rows.row_of(connection, email_id, recipient, to_change=True)
             if rows.is_lost_after_dot(row, now):
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
             elif rows.is_due(row, now) and row.expires_at <= now:
@@ -193,11 +213,16 @@ class DatabaseLedger:
     async def record_dot_sent(self, claim: Claim) -> None:
         """Journals that the final dot goes out next: from here on the recipient may have a copy."""
 
-        def work(connection: sa.Connection, now: datetime) -> None:
+        def work(connection: sa.Connection, now: datetime) -> int:
             _change_claimed(connection, claim, {"dot_sent_at": now, "copies": claim.copy, "updated_at": now})
-            self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
+            return self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
 
-        await self._journal.record("dot_sent", work)
+        number = await self._journal.record("dot_sent", work)
+        if self._mark is not None:
+            try:
+                self._mark.note(number)
+            except OSError as error:
+                raise StoreUnavailable(f"the ledger's mark cannot be written: {error}") from error
 
     async def record_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> None:
         outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "", **_reply_values(reply)}
@@ -212,7 +237,7 @@ class DatabaseLedger:
         """The relay's yes came after the claim was gone: heals a row that is open and not claimed anew, else False."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            row = rows.row_of(connection, claim.email_id, claim.recipient)
+            row = rows.row_of(connection, claim.email_id, claim.recipient, to_change=True)
             if row.disposition not in _HEALS and row.claim_token != claim.token:
                 return False
             outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "late", **_reply_values(reply)}
@@ -279,7 +304,7 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> bool:
             mine = [
                 row
-                for row in rows.rows_of(connection, email_id)
+                for row in rows.rows_of(connection, email_id, to_change=True)
                 if recipient in (None, row.recipient) and row.ticket_id == ticket_id and rows.is_worked(row)
             ]
             for row in mine:
@@ -352,10 +377,10 @@ class DatabaseLedger:
         """Ends open rows past their time and turns claims that ran out after the dot into `unknown`."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
-            lost = rows.lost_rows(connection, now=now, limit=limit)
+            lost = rows.lost_rows(connection, now=now, limit=limit, to_change=True)
             for row in lost:
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
-            expired = rows.expired_rows(connection, now=now, limit=limit)
+            expired = rows.expired_rows(connection, now=now, limit=limit, to_change=True)
             for row in expired:
                 self._expire(connection, now, row)
             return len(lost) + len(expired)
@@ -381,7 +406,7 @@ class DatabaseLedger:
         """Names a new current ticket for a row that is as it was in `row`; it counts as due from now on."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            current = rows.row_of(connection, row.email_id, row.recipient)
+            current = rows.row_of(connection, row.email_id, row.recipient, to_change=True)
             if rows.record_of(current) != row:
                 return False
             due = max(now, current.next_attempt_at or now)
@@ -457,7 +482,7 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> int:
             found = [
                 row
-                for row in rows.rows_of(connection, email_id)
+                for row in rows.rows_of(connection, email_id, to_change=True)
                 if _is_one_of(row, change.from_, now) and change.ticket_id in (None, row.ticket_id)
             ]
             for row in found:
@@ -480,10 +505,9 @@ class DatabaseLedger:
         if connection.execute(sa.update(email_recipients).where(*same).values(values)).rowcount != 1:
             raise ClaimLost(f"{row.email_id} to {row.recipient} changed meanwhile")
 
-    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> None:
-        self._journal.note(
-            connection, now, Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
-        )
+    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> int:
+        fact = Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
+        return self._journal.note(connection, now, fact)
 
     def _tell(
         self,

@@ -60,11 +60,12 @@ class Journal:
         failpoint(f"store.{name}.after")
         return result
 
-    def note(self, connection: sa.Connection, now: datetime, fact: Fact) -> None:
-        """Writes the timeline line of a fact, and its event with the subject's next sequence number."""
-        timeline.append(connection, fact.subject, fact.step, at=now, recipient=fact.recipient, data=fact.data)
+    def note(self, connection: sa.Connection, now: datetime, fact: Fact) -> int:
+        """Writes the timeline line of a fact, and its event with the subject's next sequence number; returns the line's."""
+        number = timeline.append(connection, fact.subject, fact.step, at=now, recipient=fact.recipient, data=fact.data)
         if fact.event is not None:
             self.announce(connection, now, fact, sequence=_next_sequence(connection, fact))
+        return number
 
     def announce(self, connection: sa.Connection, now: datetime, fact: Fact, *, sequence: int) -> None:
         """Puts the event of a fact into the outbox."""

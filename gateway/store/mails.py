@@ -28,6 +28,7 @@ from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance
+from gateway.store.locks import for_change, hold_name
 from gateway.store.posts import NewPost
 from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, emails, mail_octets, mails
 
@@ -399,17 +400,21 @@ def _insert_deliveries(connection: sa.Connection, envelope: Envelope, now: datet
     return [str(row["rcpt_to"]) for row in rows if insert_absent(connection, deliveries, row)]
 
 
-def _deliveries(connection: sa.Connection, mail_id: str, rcpt_to: str | None = None) -> list[DeliveryRecord]:
+def _deliveries(
+    connection: sa.Connection, mail_id: str, rcpt_to: str | None = None, *, to_change: bool = False
+) -> list[DeliveryRecord]:
     names = DeliveryRecord.__dataclass_fields__
     query = sa.select(*(deliveries.c[name] for name in names)).where(deliveries.c.mail_id == mail_id)
     if rcpt_to is not None:
         query = query.where(deliveries.c.rcpt_to == rcpt_to)
-    rows = connection.execute(query.order_by(deliveries.c.position, deliveries.c.id)).mappings()
+    query = query.order_by(deliveries.c.position, deliveries.c.id)
+    rows = connection.execute(for_change(query, deliveries) if to_change else query).mappings()
     return [DeliveryRecord(**{**row, "disposition": Disposition(row["disposition"])}) for row in rows]
 
 
 def _delivery(connection: sa.Connection, mail_id: str, rcpt_to: str) -> DeliveryRecord:
-    found = _deliveries(connection, mail_id, rcpt_to)
+    """The row, to be changed."""
+    found = _deliveries(connection, mail_id, rcpt_to, to_change=True)
     if not found:
         raise LookupError(f"no delivery of mail {mail_id} to {rcpt_to}")
     return found[0]
@@ -420,6 +425,7 @@ def _delivered_before(connection: sa.Connection, row: DeliveryRecord, now: datet
     this = connection.execute(sa.select(mails.c.mail_from, mails.c.content_key).where(mails.c.id == row.mail_id)).one()
     if not this.content_key:
         return None
+    hold_name(connection, "copy", this.content_key, this.mail_from, row.rcpt_to)
     query = (
         sa.select(deliveries.c.mail_id, deliveries.c.post_id)
         .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from gateway.mail.ids import new_id
 from gateway.mail.threads import SUBJECT_DAYS, ThreadClues
 from gateway.store.ledger import Acceptance
+from gateway.store.locks import hold_name
 from gateway.store.schema import as_json, attachments, posts, renditions
 
 _COLUMNS = (
@@ -177,6 +178,7 @@ def _thread_values(connection: sa.Connection, post: NewPost, post_id: str) -> di
     clues = post.thread
     if clues is None:
         return {}
+    hold_name(connection, "thread", post.address, clues.author_key, clues.subject_key)
     found = find_thread(connection, post.address, clues, at=post.created_at) or post_id
     keys = {name: getattr(clues, name) for name in ("message_id", "subject_key", "author_key")}
     return keys | {"thread_id": found}

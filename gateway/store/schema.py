@@ -42,10 +42,13 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 class Text(sa.types.TypeDecorator[str]):
-    """Text that any peer may have written: without NUL, and always encodable."""
+    """Text that any peer may have written: without NUL, always encodable, compared by its octets on every engine."""
 
     impl = sa.Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.Text(collation="C") if dialect.name == "postgresql" else sa.Text())
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         return None if value is None else clean_text(value)
@@ -145,6 +148,7 @@ mail_octets = sa.Table(
     sa.Column("mail_id", Text, sa.ForeignKey("mails.id"), primary_key=True),
     sa.Column("blob", Text),
     sa.Column("octets", sa.LargeBinary),
+    sa.Index(None, "blob"),
 )
 
 deliveries = sa.Table(
@@ -260,6 +264,15 @@ email_octets = sa.Table(
     sa.Column("size", Number, nullable=False),
     sa.Column("blob", Text),
     sa.Column("octets", sa.LargeBinary),
+    sa.Index(None, "blob"),
+)
+
+email_attachments = sa.Table(
+    "email_attachments",
+    metadata,
+    sa.Column("email_id", Text, sa.ForeignKey("emails.id"), primary_key=True),
+    sa.Column("blob", Text, primary_key=True),
+    sa.Index(None, "blob"),
 )
 
 email_recipients = sa.Table(
@@ -372,4 +385,30 @@ outbox = sa.Table(
         sqlite_where=sa.text("published_at IS NOT NULL"),
         postgresql_where=sa.text("published_at IS NOT NULL"),
     ),
+)
+
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("digest", Text, primary_key=True),
+    sa.Column("size", Number, nullable=False),
+    sa.Column("put_at", UtcDateTime, nullable=False),
+    sa.Column("octets", sa.LargeBinary, nullable=False),
+)
+
+dead_ticket_blobs = sa.Table(
+    "dead_ticket_blobs",
+    metadata,
+    sa.Column("ticket_id", Text, primary_key=True),
+    sa.Column("blob", Text, primary_key=True),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Index(None, "blob"),
+)
+
+turns = sa.Table(
+    "turns",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("holder", Text, nullable=False),
+    sa.Column("until", UtcDateTime, nullable=False),
 )

@@ -20,10 +20,11 @@ _INSERT = sa.insert(timeline)
 
 def append(
     connection: sa.Connection, subject: str, step: str, *, at: datetime, recipient: str = "", data: Mapping[str, Any]
-) -> None:
-    """Writes one line."""
+) -> int:
+    """Writes one line and returns its number."""
     values = {"subject": subject, "step": step, "at": at, "recipient": recipient, "data": dict(data)}
-    connection.execute(_INSERT, values)
+    key = connection.execute(_INSERT, values).inserted_primary_key
+    return int(key[0]) if key else 0
 
 
 def story(connection: sa.Connection, subject: str) -> list[dict[str, Any]]:

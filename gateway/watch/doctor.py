@@ -73,24 +73,23 @@ def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
     return findings
 
 
-async def check_store(path: Path) -> Finding:
+async def check_store(url: str) -> Finding:
     """The store opens and has this version's schema; neither is helped along."""
-    from gateway.store.database import SqliteDatabase
+    from gateway.store.database import file_of, open_as_it_is
     from gateway.store.migrations import HEAD, current_version
 
-    if not path.exists() or not path.stat().st_size:
+    path = file_of(url)
+    if path is not None and (not path.exists() or not path.stat().st_size):
         return Finding(level="ok", what="store", finding=f"{path} is not made yet", next_step="`gateway run` makes it")
-    database = SqliteDatabase(path)
     try:
-        await database.open()
+        database = await open_as_it_is(url)
         try:
             version = await current_version(database)
         finally:
             await database.close()
     except (StoreUnavailable, SettingsError) as error:
-        return Finding(
-            level="wrong", what="store", finding=str(error), next_step="look at the file, its folder and disk"
-        )
+        step = "look at the file, its folder and disk" if path else "look at the server, its log and database_url"
+        return Finding(level="wrong", what="store", finding=str(error), next_step=step)
     if version != HEAD:
         text = f"has schema {version or 'none'}, this gateway works with {HEAD}"
         return Finding(level="warning", what="store", finding=text, next_step="the next `gateway run` brings it up")

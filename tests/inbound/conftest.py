@@ -54,6 +54,7 @@ class House:
     mails: Mails | None = None
     database: Database | None = None
     ingest: Ingest | None = None
+    store_url: str = ""
 
     @property
     def lists(self) -> Lists:
@@ -77,7 +78,7 @@ class House:
 
     async def open_ingest(self, *, ladder: str = "1s 1s") -> Ingest:
         """Opens the store and the cage, without a worker."""
-        self.database = await open_database(f"sqlite:///{self.folder}/store.db")
+        self.database = await open_database(self.store_url)
         self.stack.push_async_callback(self.database.close)
         self.mails = Mails(self.database, self.blobs, clock=utc_now, hostname="mx.localhost")
         cage = await self.stack.enter_async_context(Cage(children=1, preload=("gateway.mail.parse.fallback",)))
@@ -142,7 +143,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(folder: Path) -> AsyncIterator[House]:
+async def open_house(folder: Path, store_url: str = "") -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(SqliteBroker(folder / "queue.db"))
         yield House(
@@ -152,12 +153,29 @@ async def open_house(folder: Path) -> AsyncIterator[House]:
             router=Router(ROUTES, domains=["localhost", "help.example.org"]),
             log=MailLog(stream=StringIO()),
             stack=stack,
+            store_url=store_url or f"sqlite:///{folder}/store.db",
         )
 
 
+# Where the store is half of what is tested; the doors by themselves do not ask which one it is.
+ON_EACH_STORE = {"test_ingest", "test_duplicates", "test_support", "test_albums", "test_replay", "test_post_create"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "store_url" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in ON_EACH_STORE:
+        metafunc.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as opened:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new store's URL: a file, or on each engine in turn for the modules named above."""
+    is_file = getattr(request, "param", "sqlite") == "sqlite"
+    return f"sqlite:///{tmp_path}/store.db" if is_file else request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+async def house(tmp_path: Path, store_url: str) -> AsyncIterator[House]:
+    async with open_house(tmp_path, store_url) as opened:
         yield opened
 
 

@@ -254,8 +254,8 @@ from gateway.store.blobs import FileBlobStore
 from gateway.store.database import open_database
 from gateway.store.photos import Photos
 
-async def main(folder, attachment):
-    database = await open_database(f"sqlite:///{folder}/store.db")
+async def main(folder, attachment, url):
+    database = await open_database(url)
     async with Cage(children=1, memory_bytes=768 * 2**20, cpu_seconds=5) as cage:
         photos = Photos(database, clock=utc_now, hostname="mx.localhost")
         log = MailLog(stream=StringIO())
@@ -285,7 +285,7 @@ async def test_killed_here_and_run_again_the_renditions_are_there_once(
 
     async def child(failpoint: str = "") -> int:
         environment = os.environ | ({"GATEWAY_FAILPOINT": failpoint} if failpoint else {})
-        command = [sys.executable, "-c", CHILD, str(tmp_path), ticket.id]
+        command = [sys.executable, "-c", CHILD, str(tmp_path), ticket.id, house.store_url]
         process = await asyncio.create_subprocess_exec(*command, env=environment)
         async with asyncio.timeout(30):
             return await process.wait()
@@ -322,7 +322,7 @@ async def test_captions_come_from_descriptions_lines_and_names_that_somebody_cho
 
 async def test_an_album_survives_the_next_opening(house: House) -> None:
     row = await taken_in(house, photo_mail(("a.jpg", encoded(upright(), "JPEG"))))
-    database = await open_database(f"sqlite:///{house.folder}/store.db")
+    database = await open_database(house.store_url)
     house.stack.push_async_callback(database.close)
     (line,) = await Lists(database).newest("posts")
     assert {"id", "mailbox", "author", "title", "created_at", "attachments"} <= set(line)

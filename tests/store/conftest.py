@@ -1,4 +1,4 @@
-"""A store on real files, and a clock that stands still until it is moved."""
+"""A store on each engine, blobs on real files, and a clock that stands still until it is moved."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await open_database(f"sqlite:///{tmp_path}/store.db")
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = await open_database(database_url)
     yield opened
     await opened.close()
 

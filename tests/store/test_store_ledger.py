@@ -211,10 +211,10 @@ async def test_a_claimed_row_is_nobody_elses_and_a_final_row_nobodys(ledger) -> 
     assert (await try_claim(ledger, email_id)).disposition is Disposition.RELAYED
 
 
-async def test_of_many_who_claim_at_once_one_gets_it(ledger, tmp_path: Path, clock) -> None:
+async def test_of_many_who_claim_at_once_one_gets_it(ledger, database_url: str, blobs, clock) -> None:
     email_id = await accepted(ledger)
-    other_database = await open_database(f"sqlite:///{tmp_path}/store.db")
-    other = DatabaseLedger(other_database, FileBlobStore(tmp_path / "blobs"), clock=clock, hostname="mx.test")
+    other_database = await open_database(database_url)
+    other = DatabaseLedger(other_database, blobs, clock=clock, hostname="mx.test")
     claims = await asyncio.gather(*(try_claim(each, email_id, str(i)) for i in range(20) for each in (ledger, other)))
     assert sum(isinstance(claimed, Claim) for claimed in claims) == 1
     await other_database.close()
@@ -489,12 +489,12 @@ async def test_a_story_tells_every_step_in_order(ledger, clock) -> None:
     ],
 )
 async def test_killed_here_the_ledger_says_what_is_true(
-    tmp_path: Path, run_child, place: str, becomes: str | None
+    database_url: str, tmp_path: Path, blobs, run_child, place: str, becomes: str | None
 ) -> None:
     email_id = new_id()
-    assert await run_child("send", tmp_path, email_id, failpoint=place) == -9
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
-    ledger = DatabaseLedger(database, FileBlobStore(tmp_path / "blobs"), clock=utc_now, hostname="mx.test")
+    assert await run_child("send", database_url, tmp_path, email_id, failpoint=place) == -9
+    database = await open_database(database_url)
+    ledger = DatabaseLedger(database, blobs, clock=utc_now, hostname="mx.test")
     if becomes is None:
         assert await ledger.email(email_id) is None
     else:

@@ -272,11 +272,13 @@ async def test_a_story_tells_every_step_in_order(mails: Mails, clock) -> None:
 
 
 @pytest.mark.parametrize("place", ["store.received.after", "store.delivered.before", "store.delivered.after"])
-async def test_killed_here_and_run_again_the_post_is_there_once(tmp_path: Path, run_child, place: str) -> None:
+async def test_killed_here_and_run_again_the_post_is_there_once(
+    database_url: str, tmp_path: Path, run_child, place: str
+) -> None:
     mail_id = new_id()
-    assert await run_child("deliver", tmp_path, mail_id, failpoint=place) == -9
-    await store_children.deliver(str(tmp_path), mail_id)
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
+    assert await run_child("deliver", database_url, tmp_path, mail_id, failpoint=place) == -9
+    await store_children.deliver(database_url, str(tmp_path), mail_id)
+    database = await open_database(database_url)
     told = await events(database)
     assert [event["type"] for event in told] == ["mail.received", "mail.delivered", "post.created"]
     await database.close()
