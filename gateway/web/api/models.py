@@ -62,6 +62,7 @@ class EmailStory(BaseModel):
     serial_key: str | None
     message_id: str
     return_path: str
+    reply_to: str
     accepted_at: datetime
     send_at: datetime | None
     expires_at: datetime
