@@ -13,7 +13,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ SECONDS = float(os.environ.get("BENCH_SECONDS", "6"))
 IN_FLIGHT = 50
 OK = Reply(code=250, enhanced_status="2.0.0", text="ok")
 VERBS = 6
+ROUNDS = 6
+Work = Callable[[], Awaitable[None]]
 
 
 class Batched:
@@ -121,33 +125,39 @@ async def one_round(ledger: DatabaseLedger, mails: Mails) -> None:
     await mails.record_delivered(arrived.mail_id, "p@localhost", "p@localhost", post)
 
 
-async def rate(work: Callable[[], Awaitable[None]]) -> float:
-    """Verbs a second with `IN_FLIGHT` at once."""
-    done = 0
+@dataclass
+class Tally:
+    """What one way did in all its turns."""
+
+    verbs: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+async def measure(work: Callable[[], Awaitable[None]], tally: Tally, seconds: float) -> None:
+    """Adds what `IN_FLIGHT` at once do in so many seconds."""
 
     async def worker() -> None:
-        nonlocal done
         while time.monotonic() < end:
             await work()
-            done += VERBS
+            tally.verbs += VERBS
 
-    end = time.monotonic() + 1
+    begun, cpu = time.monotonic(), time.process_time()
+    end = begun + seconds
     await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
-    done, begun = 0, time.monotonic()
-    end = begun + SECONDS
-    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
-    return done / (time.monotonic() - begun)
+    tally.seconds += time.monotonic() - begun
+    tally.cpu_seconds += time.process_time() - cpu
 
 
-async def ours(url: str, wrap: Callable[[Any], Any] = lambda database: database) -> float:
+@asynccontextmanager
+async def ours(url: str, wrap: Callable[[Any], Any] = lambda database: database) -> AsyncIterator[Work]:
     database: Database = await open_database(url)
     with tempfile.TemporaryDirectory() as folder:
         facts = {"clock": utc_now, "hostname": "mx.test"}
         ledger = DatabaseLedger(wrap(database), FileBlobStore(Path(folder)), **facts)
         mails = Mails(wrap(database), FileBlobStore(Path(folder)), **facts)
-        result = await rate(lambda: one_round(ledger, mails))
+        yield lambda: one_round(ledger, mails)
     await database.close()
-    return result
 
 
 def _classes() -> dict[str, Any]:
@@ -174,7 +184,8 @@ def _fill(self: Any, **values: Any) -> None:
         setattr(self, name, value)
 
 
-async def plain(url: str) -> float:
+@asynccontextmanager
+async def plain(url: str) -> AsyncIterator[Work]:
     kinds = _classes()
     engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://").partition("?")[0], pool_size=8)
     session_of = async_sessionmaker(engine)
@@ -220,9 +231,28 @@ async def plain(url: str) -> float:
             "deliveries", two, "delivered", kinds["posts"](**made), *told(two, "created"), disposition="delivered"
         )
 
-    result = await rate(once)
+    yield once
     await engine.dispose()
-    return result
+
+
+async def compare(server: Any, home: Path) -> dict[str, Tally]:
+    """Lets the ways take turns, `ROUNDS` short ones each, so that what else the machine does falls on all of them."""
+    ways = {
+        "plain, PostgreSQL": plain(server.url(server.new_database())),
+        "PostgreSQL": ours(server.url(server.new_database())),
+        "PostgreSQL, batched": ours(server.url(server.new_database()), Batched),
+        "PostgreSQL, notify inside": ours(server.url(server.new_database()), NotifyInside),
+        "SQLite": ours(f"sqlite:///{home}/store.db"),
+    }
+    tallies = {name: Tally() for name in ways}
+    async with AsyncExitStack() as stack:
+        works = {name: await stack.enter_async_context(way) for name, way in ways.items()}
+        for work in works.values():
+            await measure(work, Tally(), 0.5)
+        for _ in range(ROUNDS):
+            for name, work in works.items():
+                await measure(work, tallies[name], SECONDS / ROUNDS)
+    return tallies
 
 
 def main() -> None:
@@ -239,20 +269,20 @@ def main() -> None:
         server = PostgresServer(home / "server", BINARIES[-1])
         server.make()
         server.start()
+        server.make_template()
         try:
-            rates = {
-                "plain, PostgreSQL": asyncio.run(plain(server.url(server.new_database()))),
-                "PostgreSQL": asyncio.run(ours(server.url(server.new_database()))),
-                "PostgreSQL, batched": asyncio.run(ours(server.url(server.new_database()), Batched)),
-                "PostgreSQL, notify inside": asyncio.run(ours(server.url(server.new_database()), NotifyInside)),
-                "SQLite": asyncio.run(ours(f"sqlite:///{home}/store.db")),
-            }
+            tallies = asyncio.run(compare(server, home))
         finally:
             server.stop()
-    print(f"store: {VERBS} verbs for an email and a mail, {IN_FLIGHT} at once, one process, {SECONDS:g} s each")
-    base = rates["plain, PostgreSQL"]
-    for name, found in rates.items():
-        print(f"{name:<32}{found:>12.0f} verbs/s{found / base:>8.2f}x")
+    print(
+        f"store: {VERBS} verbs for an email and a mail, {IN_FLIGHT} at once, one process, {SECONDS:g} s each in turns"
+    )
+    print(f"{'':<32}{'verbs/s':>12}{'gain':>10}{'our CPU ms a verb':>20}")
+    base = tallies["plain, PostgreSQL"]
+    for name, tally in tallies.items():
+        rate = tally.verbs / tally.seconds
+        gain = rate / (base.verbs / base.seconds)
+        print(f"{name:<32}{rate:>12.0f}{gain:>9.2f}x{tally.cpu_seconds / max(tally.verbs, 1) * 1000:>20.2f}")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class PostgresServer:
             return self._used.pop()
         self._databases += 1
         name = f"test_{self._databases}"
-        template = "template0" if is_bare else self._made_template()
+        template = "template0" if is_bare else self.make_template()
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
@@ -131,7 +131,8 @@ class PostgresServer:
     def url(self, database: str, *, user: str = SUPERUSER) -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}?sslmode=disable"
 
-    def _made_template(self) -> str:
+    def make_template(self) -> str:
+        """The database that new ones are copied from; made at the first call, which is not one of a running loop."""
         if not self._template:
             self._template = "gateway_template"
             self.run(f"CREATE DATABASE {self._template} TEMPLATE template0")
