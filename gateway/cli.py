@@ -394,6 +394,19 @@ def doctor(context: Context, as_json: AsJson = False) -> None:
 
 
 @cli.command()
+def reconcile(context: Context, as_json: AsJson = False) -> None:
+    """Proves by counting that everything accepted is there; exit 1 and the ids when something is missing."""
+    from gateway import commands, tables
+
+    balance = _run(commands.reconcile(_settings(context)))
+    tables.print_object(balance.as_row(), as_json=as_json)
+    for item in balance.missing:
+        _note(f"gateway: {item.kind} {item.id}, kept {item.kept_at}: {item.finding}")
+    if not balance.is_balanced:
+        raise typer.Exit(EXIT_NO)
+
+
+@cli.command()
 def version() -> None:
     """Prints the version."""
     from gateway import __version__

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
-from gateway.errors import PermanentFailure, Problem, QueueUnavailable
+from gateway.errors import PermanentFailure, Problem, QueueUnavailable, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
 from gateway.runtime import utc_now
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
     from gateway.store.mails import DeliveryRecord
     from gateway.watch.doctor import Finding
+    from gateway.watch.reconcile import Balance
 
 
 def is_new(settings: Settings) -> bool:
@@ -226,6 +227,22 @@ async def drop_dead(settings: Settings, number: str) -> bool:
     async with open_queue(settings) as broker:
         done: bool = await broker.drop_dead(number)
         return done
+
+
+async def reconcile(settings: Settings) -> Balance:
+    """Counts what was accepted; raises QueueUnavailable or StoreUnavailable when something cannot be asked."""
+    from gateway.store.accounting import Accounting
+    from gateway.watch import reconcile as counting
+
+    if not sqlite_path(settings.queue_url).exists():
+        return counting.Balance(accepted=0, missing=(), extra=0)
+    async with open_queue(settings) as broker, _existing_store(settings) as store:
+        books = Accounting(store.database) if store else counting.NoBooks()
+        balance: Balance = await counting.reconcile(app.receipted(broker), books)
+    if store is None and balance.missing:
+        text = f"there is no store, and {len(balance.missing)} of the {balance.accepted} accepted must be in it"
+        raise StoreUnavailable(f"{text}: mind database_url")
+    return balance
 
 
 async def check_templates(settings: Settings) -> list[Problem]:

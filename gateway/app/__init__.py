@@ -21,6 +21,7 @@ from gateway.app.making import (
     open_store,
     open_support,
     open_templates,
+    receipted,
     relay_spec,
     router,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "open_store",
     "open_support",
     "open_templates",
+    "receipted",
     "relay_spec",
     "router",
     "start",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from gateway.client import open_broker
-from gateway.errors import Problem, SettingsError
+from gateway.errors import GatewayError, Problem, SettingsError
 from gateway.maillog import MailLog
 from gateway.runtime import utc_now
 from gateway.settings import Settings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
+    from gateway.queue.receipts import Receipted
     from gateway.store.blobs import FileBlobStore
     from gateway.store.database import Database
     from gateway.store.emails import DatabaseLedger
@@ -126,6 +127,15 @@ def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     return open_broker(settings.queue_url)
+
+
+def receipted(broker: Broker) -> Receipted:
+    """The engine as the one who keeps receipts; raises GatewayError for one that does not."""
+    from gateway.queue.receipts import Receipted
+
+    if not isinstance(broker, Receipted):
+        raise GatewayError(f"{type(broker).__name__} keeps no receipts")
+    return broker
 
 
 def blobs_folder(settings: Settings) -> Path:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from gateway.app.making import listen_on, naming_the_key
+from gateway.app.making import listen_on, naming_the_key, receipted
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
@@ -67,7 +67,8 @@ async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
     broker, store = await parts.queue(stack), await parts.store(stack)
 
     async def service(stop: Stop) -> None:
-        await sweep(store.ledger, broker, stop=stop, clock=utc_now, log=parts.log)
+        receipts = receipted(broker).receipts
+        await sweep(store.ledger, broker, stop=stop, clock=utc_now, log=parts.log, receipts=receipts)
 
     return service
 
