@@ -27,7 +27,9 @@ EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+alarm = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Alarms: how admins are told.")
 cli.add_typer(dead, name="dead")
+cli.add_typer(alarm, name="alarm")
 cli.add_typer(templates, name="templates")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -110,7 +112,7 @@ def run(
     context: Context,
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="smtp lmtp ingest photos send events web sweep suspects; none: all."),
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep alarms suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
@@ -356,6 +358,19 @@ def dead_drop(context: Context, number: str) -> None:
 
     if not _run(commands.drop_dead(_settings(context), number)):
         raise _no(f"no dead letter {number}")
+
+
+@alarm.command("test")
+def alarm_test(context: Context, as_json: AsJson = False) -> None:
+    """Sends a test to each of admin_urls; exit 1 when one cannot be reached."""
+    from gateway import commands, tables
+
+    rows = _run(commands.alarm_test(_settings(context)))
+    if not rows:
+        raise _no("admin_urls is empty: alarms are logged and shown, nobody is told")
+    tables.print_rows(rows, ["admin", "service", "outcome", "why"], as_json=as_json)
+    if any(row["outcome"] == "failed" for row in rows):
+        raise typer.Exit(EXIT_NO)
 
 
 @templates.command("list")

@@ -5,6 +5,7 @@ A look makes no files: where nothing was ever stored there is nothing to list.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -245,6 +246,19 @@ async def reconcile(settings: Settings) -> Balance:
     return balance
 
 
+async def alarm_test(settings: Settings) -> list[dict[str, str]]:
+    """Sends a test to each admin, all at once; a line for each."""
+    from gateway.watch.alarms.sending import deliver, trial
+
+    app.check_values(settings)
+    admins = app.admins(settings)
+    failures = await asyncio.gather(*(deliver(admin, trial(settings.hostname)) for admin in admins))
+    return [
+        {"admin": admin.place, "service": admin.service, "outcome": "failed" if why else "sent", "why": why}
+        for admin, why in zip(admins, failures, strict=True)
+    ]
+
+
 async def check_templates(settings: Settings) -> list[Problem]:
     """Renders every template with its sample in the cage."""
     from gateway.outbound.render import check_samples
@@ -273,6 +287,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings += look.check_templates(await check_templates(settings))
     if sqlite_path(settings.queue_url).exists():
         findings += await _look_at_queue(settings)
+    findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
     findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
     return findings
 
