@@ -28,9 +28,11 @@ cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 db = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The store's schema and who may do what in it.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+alarm = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Alarms: how admins are told.")
 users = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="People who may log in to the pages.")
 keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Keys of apps for the API.")
 cli.add_typer(dead, name="dead")
+cli.add_typer(alarm, name="alarm")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
 cli.add_typer(templates, name="templates")
@@ -116,7 +118,7 @@ def run(
     context: Context,
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="smtp lmtp ingest photos send events web sweep suspects; none: all."),
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep alarms suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
@@ -395,6 +397,19 @@ def dead_drop(context: Context, number: str) -> None:
         raise _no(f"no dead letter {number}")
 
 
+@alarm.command("test")
+def alarm_test(context: Context, as_json: AsJson = False) -> None:
+    """Sends a test to each of admin_urls; exit 1 when one cannot be reached."""
+    from gateway import commands, tables
+
+    rows = _run(commands.alarm_test(_settings(context)))
+    if not rows:
+        raise _no("admin_urls is empty: alarms are logged and shown, nobody is told")
+    tables.print_rows(rows, ["admin", "service", "outcome", "why"], as_json=as_json)
+    if any(row["outcome"] == "failed" for row in rows):
+        raise typer.Exit(EXIT_NO)
+
+
 @templates.command("list")
 def templates_list(context: Context, as_json: AsJson = False) -> None:
     """Lists the templates."""
@@ -541,6 +556,19 @@ def doctor(context: Context, as_json: AsJson = False) -> None:
     findings = _run(commands.doctor(_settings(context)))
     tables.print_rows([item.as_row() for item in findings], ["level", "what", "finding", "next_step"], as_json=as_json)
     if any(item.level == "wrong" for item in findings):
+        raise typer.Exit(EXIT_NO)
+
+
+@cli.command()
+def reconcile(context: Context, as_json: AsJson = False) -> None:
+    """Proves by counting that everything accepted is there; exit 1 and the ids when something is missing."""
+    from gateway import commands, tables
+
+    balance = _run(commands.reconcile(_settings(context)))
+    tables.print_object(balance.as_row(), as_json=as_json)
+    for item in balance.missing:
+        _note(f"gateway: {item.kind} {item.id}, kept {item.kept_at}: {item.finding}")
+    if not balance.is_balanced:
         raise typer.Exit(EXIT_NO)
 
 

@@ -5,6 +5,7 @@ A look makes no files: where nothing was ever stored there is nothing to list.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
-from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError
+from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError, StoreUnavailable
 from gateway.mail.ids import new_id
 from gateway.mail.tokens import INVITATION
 from gateway.runtime import utc_now
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
     from gateway.watch.doctor import Finding
     from gateway.watch.operator import Operator
+    from gateway.watch.reconcile import Balance
 
 
 def is_new(settings: Settings) -> bool:
@@ -165,6 +167,35 @@ async def drop_dead(settings: Settings, number: str) -> bool:
         return operator is not None and await operator.drop_dead(number)
 
 
+async def reconcile(settings: Settings) -> Balance:
+    """Counts what was accepted; raises QueueUnavailable or StoreUnavailable when something cannot be asked."""
+    from gateway.store.accounting import Accounting
+    from gateway.watch import reconcile as counting
+
+    if not sqlite_path(settings.queue_url).exists():
+        return counting.Balance(accepted=0, missing=(), extra=0)
+    async with open_queue(settings) as broker, _existing_store(settings) as store:
+        books = Accounting(store.database) if store else counting.NoBooks()
+        balance: Balance = await counting.reconcile(app.receipted(broker), books)
+    if store is None and balance.missing:
+        text = f"there is no store, and {len(balance.missing)} of the {balance.accepted} accepted must be in it"
+        raise StoreUnavailable(f"{text}: mind database_url")
+    return balance
+
+
+async def alarm_test(settings: Settings) -> list[dict[str, str]]:
+    """Sends a test to each admin, all at once; a line for each."""
+    from gateway.watch.alarms.sending import deliver, trial
+
+    app.check_values(settings)
+    admins = app.admins(settings)
+    failures = await asyncio.gather(*(deliver(admin, trial(settings.hostname)) for admin in admins))
+    return [
+        {"admin": admin.place, "service": admin.service, "outcome": "failed" if why else "sent", "why": why}
+        for admin, why in zip(admins, failures, strict=True)
+    ]
+
+
 async def check_templates(settings: Settings) -> list[Problem]:
     """Renders every template with its sample in the cage."""
     from gateway.outbound.render import check_samples
@@ -193,6 +224,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings += look.check_templates(await check_templates(settings))
     if sqlite_path(settings.queue_url).exists():
         findings += await _look_at_queue(settings)
+    findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
     findings.append(await look.check_store(settings.database_url))
     return findings
 

@@ -26,7 +26,7 @@ from gateway.errors import Problem, SettingsError
 ENV_PREFIX = "GATEWAY_"
 _NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_SECRETS_DIR", "GATEWAY_FAILPOINT", "GATEWAY_LOG_FORMAT"})
 _KUBERNETES = re.compile(r"^GATEWAY_(.*_)?(SERVICE_.*|PORT|PORT_.*)$")
-_RELAY_SPELLINGS = {"relay_urls": "relays", "relays": "relay_urls"}
+_SPELLINGS = {"relay_urls": "relays", "relays": "relay_urls", "admin_urls": "admins", "admins": "admin_urls"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _URL_PASSWORD = re.compile(r"(://[^/@:]*):.*@", re.DOTALL)
@@ -76,6 +76,14 @@ class RelayTable(_Table):
     sender_domains: tuple[str, ...] = ()
 
 
+class AdminTable(_Table):
+    """Somebody whom alarms reach: `admin_urls` is shorthand for a list of these."""
+
+    url: str
+    from_severity: Literal["info", "warning", "critical"] = "warning"
+    topics: tuple[str, ...] = ()
+
+
 class MailboxTable(_Table):
     """An address pattern and what becomes of the mail it gets."""
 
@@ -97,6 +105,7 @@ class LimitsTable(_Table):
     grace: Seconds = 20.0
     reply_wait: Seconds = 600.0
     handler: Seconds = 900.0
+    oldest_ticket: Seconds = 900.0
 
 
 def _public_url(value: Any) -> Any:
@@ -133,6 +142,8 @@ class Settings(_Table):
         900.0, description="how long an unknown email waits for late news before it is resent"
     )
     min_free_bytes: Bytes = Field(256 * 1024 * 1024, description="below this much free disk the doors answer 452")
+    admin_urls: tuple[str, ...] = Field((), description="whom alarms reach: apprise URLs; none = logged and shown")
+    admins: tuple[AdminTable, ...] = Field((), description="admins with from_severity and topics")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
     limits: LimitsTable = LimitsTable()
@@ -149,6 +160,8 @@ class Settings(_Table):
         changes["lmtp_listen"] = _socket_in(Path.cwd(), changes["lmtp_listen"])
         if not self.relays:
             changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
+        if not self.admins:
+            changes["admins"] = tuple(AdminTable(url=url) for url in self.admin_urls)
         if not self.domains:
             changes["domains"] = ("localhost",)
             if not self.mailboxes:
@@ -157,8 +170,10 @@ class Settings(_Table):
         return self.model_copy(update=changes)
 
     def masked(self) -> dict[str, Any]:
-        """What `gateway settings` prints: passwords in URLs replaced by ***."""
+        """What `gateway settings` prints: passwords in URLs replaced by ***, of admins' URLs all but the scheme."""
         masked: dict[str, Any] = _masked(self.model_dump(mode="json"))
+        masked["admin_urls"] = [shown_service(url) for url in self.admin_urls]
+        masked["admins"] = [item | {"url": shown_service(item["url"])} for item in masked["admins"]]
         return masked
 
 
@@ -199,12 +214,16 @@ def _socket_in(folder: Path, listen: str) -> str:
 
 
 def _keep_one_spelling(values: dict[str, Any], source: Sequence[Any], problems: list[Problem]) -> None:
-    """`relay_urls` and `relays` are two spellings of one value: who sets one drops the other from lower places."""
-    given = {key: place for place, table in source for key in table if key in _RELAY_SPELLINGS}
-    if len(given) == 2:
-        problems.append(Problem(f"relay_urls ({given['relay_urls']})", "is short for relays; give one of the two"))
+    """`relay_urls` and `relays` (`admin_urls` and `admins`) are two spellings of one value.
+
+    Who sets one drops the other from lower places.
+    """
+    given = {key: place for place, table in source for key in table if key in _SPELLINGS}
+    for short, long in (("relay_urls", "relays"), ("admin_urls", "admins")):
+        if short in given and long in given:
+            problems.append(Problem(f"{short} ({given[short]})", f"is short for {long}; give one of the two"))
     for key in given:
-        values.pop(_RELAY_SPELLINGS[key], None)
+        values.pop(_SPELLINGS[key], None)
 
 
 def _masked(value: Any) -> Any:
@@ -214,6 +233,12 @@ def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+def shown_service(url: str) -> str:
+    """An apprise URL as it may be shown: any part of it may be a token."""
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://***" if separator and scheme.isalnum() else "***"
 
 
 def _own_name() -> str:

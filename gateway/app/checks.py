@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import ladder, mailboxes, our_names, relay_spec, router
+from gateway.app.making import admin_of, ladder, mailboxes, our_names, relay_spec, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_values(settings: Settings) -> None:
-    """Finds what only the parts themselves can judge: ladder, relay URLs, mailboxes, engine URLs."""
+    """Finds what only the parts themselves can judge: ladder, URLs of relays, admins and engines, mailboxes."""
     problems: list[Problem] = []
     checks: list[tuple[str, Callable[[], Any]]] = [
         ("retry_ladder", lambda: ladder(settings)),
@@ -34,6 +34,7 @@ def check_values(settings: Settings) -> None:
         ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
+    checks += [(f"admins[{i}]", functools.partial(admin_of, i, item)) for i, item in enumerate(settings.admins)]
     for key, check in checks:
         try:
             check()

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.client import open_broker
-from gateway.errors import Problem, SettingsError
+from gateway.errors import GatewayError, Problem, SettingsError
 from gateway.maillog import MailLog
-from gateway.runtime import utc_now
-from gateway.settings import Settings
+from gateway.runtime import in_thread, utc_now
+from gateway.settings import AdminTable, Settings, shown_service
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
+    from gateway.queue.receipts import Receipted
     from gateway.store.access import Access
     from gateway.store.blobs import BlobStore
     from gateway.store.database import Database
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
     from gateway.store.ledger_mark import LedgerMark
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
+    from gateway.watch.alarms.book import Admin, AlarmBook
+    from gateway.watch.alarms.sending import Postman
     from gateway.watch.operator import Operator
     from gateway.web.provenance import OurNames
 
+GOODBYE_SECONDS = 5.0
 _PACKAGE = Path(__file__).parent.parent
 SHIPPED_TEMPLATES = (_PACKAGE / "shipped_templates", _PACKAGE.parent / "templates")
 
@@ -62,6 +66,53 @@ def relay_spec(table: Any) -> Any:
     return parse_relay_url(
         table.url, weight=table.weight, streams=tuple(table.streams), sender_domains=tuple(table.sender_domains)
     )
+
+
+def admin_of(number: int, table: AdminTable) -> Admin:
+    """One admin of the settings; raises ValueError for a URL or a topic there is not."""
+    from gateway.watch.alarms.book import Admin
+    from gateway.watch.alarms.conditions import TOPICS
+    from gateway.watch.alarms.sending import check_url
+
+    service = shown_service(table.url)
+    try:
+        check_url(table.url)
+    except ValueError as error:
+        raise ValueError(f"{service} {error}") from None
+    unknown = set(table.topics) - set(TOPICS)
+    if unknown:
+        raise ValueError(f"{service} has no topic {sorted(unknown)[0]!r}; there are {', '.join(TOPICS)}")
+    return Admin(
+        place=f"admins[{number}]",
+        service=service,
+        url=table.url,
+        from_severity=table.from_severity,
+        topics=frozenset(table.topics),
+    )
+
+
+def admins(settings: Settings) -> list[Admin]:
+    """Whom alarms reach."""
+    return [admin_of(number, table) for number, table in enumerate(settings.admins)]
+
+
+def alarm_book(settings: Settings, log: MailLog) -> tuple[AlarmBook, Postman]:
+    """The host's alarm book as this process uses it, and who tells what stands in it."""
+    from gateway.watch.alarms.book import AlarmBook, process_name
+    from gateway.watch.alarms.sending import Postman
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    book = AlarmBook(settings.data_dir, admins(settings), process=process_name())
+    return book, Postman(book, settings.data_dir, hostname=settings.hostname, log=log)
+
+
+async def say_goodbye(settings: Settings) -> None:
+    """This process ends because it was asked to: nobody need take it for dead."""
+    from gateway.watch.alarms.book import AlarmBook, process_name
+
+    book = AlarmBook(settings.data_dir, (), process=process_name())
+    with suppress(TimeoutError):  # the disk hangs: then we are taken for dead
+        await in_thread(book.leave, seconds=GOODBYE_SECONDS)
 
 
 def ladder(settings: Settings) -> Ladder:
@@ -150,6 +201,15 @@ def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     return open_broker(settings.queue_url)
+
+
+def receipted(broker: Broker) -> Receipted:
+    """The engine as the one who keeps receipts; raises GatewayError for one that does not."""
+    from gateway.queue.receipts import Receipted
+
+    if not isinstance(broker, Receipted):
+        raise GatewayError(f"{type(broker).__name__} keeps no receipts")
+    return broker
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.store.blobs import BlobStore
+    from gateway.watch.alarms.facts import Eyes, Sources
 
 T = TypeVar("T")
 
@@ -37,6 +38,10 @@ class Parts:
         self.settings = settings
         self.log = log
         self._open: dict[str, Any] = {}
+
+    def opened(self, name: str) -> Any:
+        """A part that somebody has opened, None while nobody has."""
+        return self._open.get(name)
 
     async def queue(self, stack: AsyncExitStack) -> Broker:
         return await self._once("queue", stack, lambda: open_queue(self.settings))
@@ -88,6 +93,36 @@ class Parts:
 
     async def pool(self, stack: AsyncExitStack) -> RelayPool:
         return await self._once("pool", stack, lambda: open_pool(self.settings, self.log))
+
+    def eyes(self) -> Eyes:
+        """What looks at this process; at each look it asks the parts that are open then."""
+        from gateway.watch.alarms.facts import Eyes
+
+        if "eyes" not in self._open:
+            self._open["eyes"] = Eyes(self.log, self._sources)
+        eyes: Eyes = self._open["eyes"]
+        return eyes
+
+    def metrics(self) -> Callable[[], tuple[bytes, str]]:
+        """What renders `GET /metrics`: the body and its content type."""
+        from gateway.watch.metrics import Metrics
+
+        eyes = self.eyes()
+        return Metrics(self.log, lambda: eyes.latest, self.settings.data_dir).render
+
+    def _sources(self) -> Sources:
+        from gateway.store.accounting import Accounting
+        from gateway.watch.alarms.facts import Sources
+
+        queue, store, pool = (self.opened(name) for name in ("queue", "store", "pool"))
+        return Sources(
+            depths=queue.depths if queue else None,
+            held=Accounting(store.database).held_faults if store else None,
+            relays=pool.health if pool else (),
+            data_dir=self.settings.data_dir,
+            min_free_bytes=self.settings.min_free_bytes,
+            old_seconds=self.settings.limits.oldest_ticket,
+        )
 
     async def _once(self, name: str, stack: AsyncExitStack, build: Callable[[], AbstractAsyncContextManager[T]]) -> T:
         if name not in self._open:

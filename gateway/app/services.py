@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from gateway.app.checks import refuse_open_house
-from gateway.app.making import listen_on, naming_the_key
+from gateway.app.making import alarm_book, listen_on, naming_the_key, receipted
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.maillog import told
@@ -70,8 +70,9 @@ async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
     collector = Collector(store.database, store.blobs, clock=store.database.clock)
 
     async def service(stop: Stop) -> None:
+        receipts, clock = receipted(broker).receipts, store.database.clock
         async with asyncio.TaskGroup() as both:
-            both.create_task(sweep(store.ledger, broker, stop=stop, clock=store.database.clock, log=parts.log))
+            both.create_task(sweep(store.ledger, broker, stop=stop, clock=clock, log=parts.log, receipts=receipts))
             both.create_task(collect(collector, broker, stop=stop, log=parts.log))
 
     return service
@@ -93,6 +94,23 @@ async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
     return service
 
 
+async def build_alarms(parts: Parts, stack: AsyncExitStack) -> Service:
+    """Built last: it asks the queue, and of the rest what this process has opened for others."""
+    from gateway.watch.alarms.watch import watch
+
+    log, eyes = parts.log, parts.eyes()
+    is_alone = parts.opened("queue") is None
+    await parts.queue(stack)
+    if is_alone:
+        await parts.store(stack)
+    book, postman = alarm_book(parts.settings, log)
+
+    async def service(stop: Stop) -> None:
+        await watch(eyes.see, book, postman, stop=stop, log=log)
+
+    return service
+
+
 BUILDERS = {
     "smtp": build_smtp,
     "lmtp": build_lmtp,
@@ -102,4 +120,5 @@ BUILDERS = {
     "events": build_events,
     "web": build_web,
     "sweep": build_sweep,
+    "alarms": build_alarms,
 }

@@ -63,7 +63,7 @@ def api_parts(parts: Parts, store: Store, broker: Broker, streams: EventStreams)
         max_blob_bytes=settings.limits.mail_bytes,
         streams=streams,
         readiness=_readiness(store, broker),
-        metrics=None,
+        metrics=parts.metrics(),
         log=parts.log,
     )
 

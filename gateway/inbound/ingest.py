@@ -34,7 +34,7 @@ from gateway.inbound.mailbox import Mailbox, Post
 from gateway.inbound.photos import photo_ticket
 from gateway.inbound.replay import RELEASE, REPLAY, WAITS_FOR_A_PERSON
 from gateway.inbound.router import Router
-from gateway.mail.disposition import Disposition
+from gateway.mail.disposition import GAVE_UP, SAME_FAULT, Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.fingerprint import content_key
 from gateway.mail.ids import canonical_uuid
@@ -269,7 +269,7 @@ class Ingest:
         mail_id, rcpt_to, now = arrival.envelope.mail_id, decision.rcpt_to, self._clock()
         fault = Fault.after(arrival.ticket.headers, postpone.fingerprint, now)
         if self._passes.make_hopeless(fault, mail_id):
-            reason = f"failed the same way {fault.times} times while other mails passed: {postpone.reason}"
+            reason = f"{SAME_FAULT} {fault.times} times while other mails passed: {postpone.reason}"
             await self._hold(mail_id, decision, reason)
             self._log.mailbox_at_fault(
                 decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
@@ -278,7 +278,7 @@ class Ingest:
         attempt = arrival.ticket.attempt + 1
         delay_seconds = self._ladder.delay_seconds(attempt, jitter=self._jitter())
         if delay_seconds is None:
-            await self._hold(mail_id, decision, f"gave up after {attempt} attempts: {postpone.reason}")
+            await self._hold(mail_id, decision, f"{GAVE_UP} {attempt} attempts: {postpone.reason}")
             self._log.mailbox_at_fault(
                 decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
             )

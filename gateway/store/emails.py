@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
 from gateway.store.ledger_mark import LedgerMark
-from gateway.store.locks import hold_name
+from gateway.store.refused import insert_rejection
 from gateway.store.schema import (
     MAX_ROW_BYTES,
     as_json,
@@ -48,7 +47,6 @@ LIFETIME_SECONDS = 7 * 86400.0
 UNKNOWN_WAIT_SECONDS = 900.0
 _REQUEST, _RENDERED = "request", "rendered"
 _PARSED_ASIDE_BYTES = 64 * 1024
-_MAX_REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +123,10 @@ class DatabaseLedger:
 
     async def record_rejected(self, request_id: str, *, app: str, problems: Sequence[Problem]) -> None:
         """Notes a request that was never accepted; the same rejection again changes nothing."""
-        told = [{"path": item.path, "message": item.message[:_MAX_REASON_CHARACTERS]} for item in problems]
-        fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-        reason = "; ".join(map(str, problems))[:_MAX_REASON_CHARACTERS]
-        key = {"request_id": request_id, "app": app, "fingerprint": fingerprint}
 
         def work(connection: sa.Connection, now: datetime) -> None:
-            values = key | {"reason": reason, "problems": told, "rejected_at": now}
-            hold_name(connection, "rejections", request_id)
-            if not insert_absent(connection, rejections, values):
+            told = insert_rejection(connection, now, request_id=request_id, app=app, problems=problems)
+            if told is None:
                 return
             data = {"app": app, "errors": [_without_params(item) for item in told]}
             fact = Fact(subject=request_id, step="rejected", event="email.rejected", data=data)

@@ -16,14 +16,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.contract.events import EventType
-from gateway.errors import StoreUnavailable
+from gateway.errors import Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
 from gateway.mail.threads import ThreadClues
 from gateway.reply import Reply
 from gateway.runtime import Clock
-from gateway.store import photos, posts, timeline
+from gateway.store import photos, posts, refused, timeline
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
@@ -159,6 +159,17 @@ class Mails:
             return Acceptance.ACCEPTED
 
         return await self._journal.record("posted", work, size=len(post.text) + len(post.html or ""))
+
+    async def record_post_rejected(self, post_id: str, *, app: str, problems: Sequence[Problem]) -> None:
+        """Notes a post that was never made; the same rejection again changes nothing."""
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            told = refused.insert_rejection(connection, now, request_id=post_id, app=app, problems=problems)
+            if told is not None:
+                fact = Fact(subject=post_id, step="rejected", data={"app": app, "errors": told})
+                self._journal.note(connection, now, fact)
+
+        await self._journal.record("post_rejected", work)
 
     async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
         """The mail waits for a person; False where that (or something final) was recorded already."""

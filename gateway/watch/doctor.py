@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gateway.errors import Problem, SettingsError, StoreUnavailable
 from gateway.outbound.relay_url import RelaySpec
 from gateway.queue.broker import Depth
+from gateway.watch.alarms.book import read_alarms, utc_text
 
 OLD_TICKET_SECONDS = 3600
 QUEUE_STEP = "a disk or rights fault: mend it; a damaged file: keep a copy, restore the last backup"
@@ -111,6 +112,25 @@ def check_queues(depths: Sequence[Depth]) -> list[Finding]:
                 Finding(level="warning", what=depth.name, finding=text, next_step="is `gateway run` running?")
             )
     return findings or [Finding(level="ok", what="queues", finding=f"{sum(d.ready for d in depths)} ready, none dead")]
+
+
+def check_alarms(folder: Path, *, admins: int) -> list[Finding]:
+    """The alarms raised on this host, as the running gateway last entered them; and whether anybody hears of them."""
+    raised = [
+        Finding(
+            level="wrong" if alarm.severity == "critical" else "warning",
+            what=f"alarm {alarm.topic}",
+            finding=f"{alarm.what} (since {utc_text(alarm.since)}, seen {utc_text(alarm.last_seen)})",
+            next_step=alarm.next_step,
+        )
+        for alarm in read_alarms(folder)
+    ]
+    if raised:
+        return raised
+    if not admins:
+        step = "set admin_urls so that somebody is told"
+        return [Finding(level="ok", what="alarms", finding="none raised; nobody would be told", next_step=step)]
+    return [Finding(level="ok", what="alarms", finding=f"none raised; {admins} would be told")]
 
 
 def check_templates(problems: Sequence[Problem]) -> list[Finding]:

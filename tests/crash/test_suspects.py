@@ -107,6 +107,7 @@ async def test_a_killer_among_200_ends_dead_alone_and_its_last_process_ends_with
         lists = Lists(database)
         rows = await all_ended(house, lists)
         posts = await lists.newest("posts")
+        balance = await asyncio.to_thread(house.balance)
         async with SqliteBroker(house.folder / "queue.db") as broker, asyncio.timeout(PATIENCE_SECONDS):
             while not (dead := await broker.dead()):
                 await asyncio.sleep(0.05)  # its death is recorded in the store first
@@ -118,6 +119,7 @@ async def test_a_killer_among_200_ends_dead_alone_and_its_last_process_ends_with
     finally:
         house.kill()
         await database.close()
+    assert balance == {"accepted": MAILS, "accounted": MAILS, "missing": [], "extra": 0}
     (killer,) = [row for row in rows if row["disposition"] == "dead"]
     assert killer["subject"] == "killer"
     assert [(item.ticket.id, item.box, item.queue) for item in dead] == [(killer["id"], DEAD_CRASHED, MAIL_INBOUND)]

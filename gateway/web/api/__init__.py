@@ -30,7 +30,7 @@ from gateway.web.api.problems import ProblemAnswer, answer_problems, problem, to
 __all__ = ["ApiParts", "EventStreams", "create_api", "described_api", "openapi_document"]
 
 OPENAPI_PATH = "/v1/openapi.json"
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_METRICS_TYPE = "text/plain"
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
@@ -86,7 +86,8 @@ def _add_probes(api: FastAPI, parts: ApiParts) -> None:
         """Counters in the form that Prometheus reads."""
         if parts.metrics is None:
             return problem(404, "this gateway keeps no metrics")
-        return Response(await parts.metrics(), headers={"Content-Type": _METRICS_TYPE})
+        body, content_type = parts.metrics()
+        return Response(body, headers={"Content-Type": content_type})
 
 
 def openapi_document(api: FastAPI) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class ApiParts:
     max_blob_bytes: int
     streams: EventStreams
     readiness: Callable[[], Awaitable[list[str]]]
-    metrics: Callable[[], Awaitable[bytes]] | None
+    metrics: Callable[[], tuple[bytes, str]] | None
     log: MailLog
 
 
