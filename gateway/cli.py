@@ -110,7 +110,7 @@ def run(
     context: Context,
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="smtp lmtp ingest photos send events web sweep suspects; none: all."),
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep notices suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")

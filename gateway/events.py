@@ -8,7 +8,6 @@ Limits: two relays side by side may tell an event twice; readers know it by `id`
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -16,7 +15,7 @@ from gateway.errors import QueueUnavailable, StoreUnavailable
 from gateway.queue.broker import Broker, Event
 from gateway.runtime import Clock, Stop, failpoint, utc_now
 from gateway.store import outbox
-from gateway.store.database import Bell, Database
+from gateway.store.database import Database, ring_or_stop
 
 BATCH_EVENTS = 200
 POLL_SECONDS = 1.0
@@ -43,7 +42,7 @@ async def relay_events(
                     if clock() >= tidy_at:
                         await _forget_old(database, before=clock() - timedelta(seconds=KEEP_SECONDS))
                         tidy_at = clock() + timedelta(seconds=TIDY_SECONDS)
-                    await _ring_or_stop(bell, stop)
+                    await ring_or_stop(bell, stop, POLL_SECONDS)
         except (QueueUnavailable, StoreUnavailable) as fault:
             on_fault(fault)
             await stop.wait(pause_seconds)
@@ -71,14 +70,3 @@ async def _relay_batch(database: Database, broker: Broker, clock: Clock) -> int:
 async def _forget_old(database: Database, *, before: datetime) -> None:
     while await database.write(lambda connection: outbox.forget_published(connection, before=before), rings=False):
         pass
-
-
-async def _ring_or_stop(bell: Bell, stop: Stop) -> None:
-    ringing = asyncio.ensure_future(bell.wait(POLL_SECONDS))
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((ringing, stopping), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (ringing, stopping):
-            task.cancel()
-        await asyncio.gather(ringing, stopping, return_exceptions=True)

@@ -99,6 +99,15 @@ class LimitsTable(_Table):
     handler: Seconds = 900.0
 
 
+class NoticesTable(_Table):
+    delays: str = "15m 4h"
+    day: Seconds = 86400.0
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
+
+
+_TABLES: dict[str, type[_Table]] = {"limits": LimitsTable, "notices": NoticesTable}
+
+
 class Settings(_Table):
     """Every key, its default and its meaning."""
 
@@ -125,6 +134,8 @@ class Settings(_Table):
     min_free_bytes: Bytes = Field(256 * 1024 * 1024, description="below this much free disk the doors answer 452")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
+    public_url: str = Field("", description="where people reach our pages, for links in mail; default: web_listen")
+    notices: NoticesTable = NoticesTable()
     limits: LimitsTable = LimitsTable()
 
     def filled(self) -> Settings:
@@ -132,6 +143,7 @@ class Settings(_Table):
         data_dir = self.data_dir.absolute()
         hostname = self.hostname or _own_name()
         changes: dict[str, Any] = {"data_dir": data_dir, "hostname": hostname}
+        changes["public_url"] = (self.public_url or f"http://{self.web_listen}").rstrip("/")
         changes["mail_from"] = self.mail_from or f"gateway@{hostname}"
         for key in ("queue_url", "database_url", "blobs_url"):
             changes[key] = getattr(self, key).replace("{data_dir}", quote(str(data_dir)))
@@ -292,9 +304,8 @@ def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tu
         problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, environment=place.startswith('env'))}"))
         return []
     if inner:
-        if section != "limits" or inner not in LimitsTable.model_fields:
-            known = [f"limits__{name}" for name in LimitsTable.model_fields]
-            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, known)}"))
+        if section not in _TABLES or inner not in _TABLES[section].model_fields:
+            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, _keys_of_tables())}"))
             return []
         return [(place, {section: {inner: text}})]
     try:
@@ -307,15 +318,19 @@ def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tu
 def _structured(key: str, text: str) -> Any:
     """A list or table from text: JSON, or for plain lists words."""
     annotation = str(Settings.model_fields[key].annotation)
-    if "tuple" not in annotation and key != "limits":
+    if "tuple" not in annotation and key not in _TABLES:
         return text
     if text.lstrip().startswith(("[", "{")) or "Table" in annotation:
         return json.loads(text)
     return text.split()
 
 
+def _keys_of_tables() -> list[str]:
+    return [f"{table}__{name}" for table, model in _TABLES.items() for name in model.model_fields]
+
+
 def _nearest(key: str, known: Sequence[str] = (), *, environment: bool = False) -> str:
-    names = list(known) or [*Settings.model_fields, *(f"limits__{name}" for name in LimitsTable.model_fields)]
+    names = list(known) or [*Settings.model_fields, *_keys_of_tables()]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if not near:
         return "; `gateway settings` lists them"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from gateway.app.making import blobs_folder, ladder, mailboxes, relay_spec, router
+from gateway.app.making import blobs_folder, is_loopback, ladder, mailboxes, notice_delays, relay_spec, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
@@ -19,6 +18,8 @@ def check_values(settings: Settings) -> None:
     problems: list[Problem] = []
     checks: list[tuple[str, Callable[[], Any]]] = [
         ("retry_ladder", lambda: ladder(settings)),
+        ("notices.delays", lambda: notice_delays(settings)),
+        ("public_url", lambda: _check_public_url(settings.public_url)),
         ("mailboxes", lambda: mailboxes(settings)),
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
@@ -36,7 +37,7 @@ def check_values(settings: Settings) -> None:
             problems += error.problems
         except ValueError as error:
             problems.append(Problem(key, str(error)))
-    if not _is_loopback(settings.web_listen):
+    if not is_loopback(settings.web_listen):
         text = "listening beyond loopback needs a user, which this version does not have yet"
         problems.append(Problem("web_listen", f"{settings.web_listen}: {text}"))
     if settings.templates_dir is not None and not settings.templates_dir.is_dir():
@@ -45,12 +46,10 @@ def check_values(settings: Settings) -> None:
         raise SettingsError(problems)
 
 
-def _is_loopback(listen: str) -> bool:
-    host = listen.rpartition(":")[0].strip("[]").lower()
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _check_public_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} is not an address like https://gateway.example.org")
 
 
 def _mailbox(text: str) -> str:

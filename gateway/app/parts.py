@@ -10,6 +10,7 @@ from gateway.app.making import (
     Store,
     open_cage,
     open_intake,
+    open_outage,
     open_photo_cage,
     open_pool,
     open_queue,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
+    from gateway.store.outage import OutageLedger
 
 T = TypeVar("T")
 
@@ -42,6 +44,9 @@ class Parts:
 
     async def store(self, stack: AsyncExitStack) -> Store:
         return await self._once("store", stack, lambda: open_store(self.settings))
+
+    async def outage(self, stack: AsyncExitStack) -> OutageLedger:
+        return await self._once("outage", stack, lambda: open_outage(self.settings))
 
     async def intake(self, stack: AsyncExitStack) -> Intake:
         broker = await self.queue(stack)

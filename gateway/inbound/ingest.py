@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
+from gateway.errors import FaultOwner, PermanentFailure, StorageFault, StoreUnavailable, TransientFailure
 from gateway.inbound.attachments import TypedAttachment
 from gateway.inbound.decide import Decider, Decision, Postpone
 from gateway.inbound.faults import HEADER as FAULT
@@ -34,6 +34,7 @@ from gateway.inbound.router import Router
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.fingerprint import content_key
+from gateway.mail.loop_guard import Judge, Telling, tell_nobody
 from gateway.mail.parse import Cage
 from gateway.maillog import MailLog
 from gateway.queue.broker import Done
@@ -44,6 +45,8 @@ from gateway.runtime import Clock, failpoint
 from gateway.store.mails import Mails
 from gateway.store.posts import NewAttachment, NewPost
 
+_MAX_REASON = 500
+NoteWaiting = Callable[[Envelope, bytes, Telling], Awaitable[None]]
 Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
 
 
@@ -56,6 +59,11 @@ class _Arrival:
     octets: bytes
     blob: str | None
     sha256: str
+    telling: Telling | None = None
+
+
+async def note_nothing(envelope: Envelope, octets: bytes, telling: Telling) -> None:
+    """For a gateway without an outage ledger."""
 
 
 class _BlobMissing(TransientFailure):
@@ -77,9 +85,14 @@ class Ingest:
         ladder: Ladder,
         log: MailLog,
         clock: Clock,
+        judge: Judge = tell_nobody,
+        note_waiting: NoteWaiting = note_nothing,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """`judge` says who may be told; `note_waiting` hears of mail that cannot be recorded while the store is away."""
         self._jitter = jitter
+        self._judge = judge
+        self._note_waiting = note_waiting
         self._mails = mails
         self._blobs = blobs
         self._publish = publish
@@ -94,11 +107,30 @@ class Ingest:
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; see the module for what it raises."""
         arrival = await self._open(ticket)
+        try:
+            return await self._work(arrival)
+        except StoreUnavailable:
+            await self._note(arrival)
+            raise
+
+    async def _note(self, arrival: _Arrival) -> None:
+        """The store is away: whoever waits for this mail may have to be told without it."""
+        try:
+            await self._note_waiting(
+                arrival.envelope, arrival.octets, self._judge(arrival.envelope, arrival.octets, "")
+            )
+        except StorageFault as fault:
+            self._log.service("outage-ledger", "failed", error=str(fault))
+
+    async def _work(self, arrival: _Arrival) -> Done:
+        ticket = arrival.ticket
         open_recipients = await self._open_recipients(arrival)
         if not open_recipients:
             await self._publish_tickets([], arrival.envelope.mail_id)
             return Done()
         read = await self.decider.read(arrival.octets)
+        telling = self._judge(arrival.envelope, arrival.octets, read.parsed.text)
+        arrival = replace(arrival, telling=telling)
         await self._record_received(arrival, subject=read.parsed.subject)
         retries = []
         is_released = bool(ticket.headers.get(RELEASE))
@@ -118,6 +150,7 @@ class Ingest:
             arrival = await self._open(ticket)
         except (PermanentFailure, _BlobMissing):
             return  # it is no mail, or has none any more; its dead letter says so
+        arrival = replace(arrival, telling=self._judge(arrival.envelope, arrival.octets, ""))
         await self._record_received(arrival)
         for rcpt_to in await self._open_recipients(arrival):
             await self._mails.record_dead(arrival.envelope.mail_id, rcpt_to, mailbox="", reason=reason)
@@ -133,6 +166,7 @@ class Ingest:
             sha256=arrival.sha256,
             subject=subject,
             content_key=await asyncio.to_thread(content_key, arrival.octets),
+            telling=arrival.telling,
         )
 
     async def _publish_tickets(self, retries: list[Ticket], mail_id: str) -> None:
@@ -204,6 +238,10 @@ class Ingest:
             post = await self._keep(decision.outcome, decision, arrival.envelope)
             recorded = await self._mails.record_delivered(mail_id, rcpt_to, mailbox=mailbox, post=post, reason=reason)
             disposition, reason = recorded.disposition, recorded.reason
+        elif disposition is Disposition.FAILED and arrival.telling is not None and arrival.telling.untold:
+            # Who cannot be told must not lose a mail: a person decides.
+            await self._hold(mail_id, decision, f"{reason}; nobody can be told: {arrival.telling.untold}"[:_MAX_REASON])
+            return None
         elif disposition is Disposition.FAILED:
             reply = Reply(code=554, enhanced_status="5.7.1", text=reason)
             await self._mails.record_failed(mail_id, rcpt_to, mailbox=mailbox, reason=reason, reply=reply)

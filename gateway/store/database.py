@@ -8,6 +8,7 @@ Limits: work must fetch its results, may run again only if the caller says so, a
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -19,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from gateway.errors import Problem, SettingsError, StorageFault, StoreUnavailable
+from gateway.runtime import Stop
 from gateway.sqlite_file import SqliteFile
 
 if TYPE_CHECKING:
@@ -34,6 +36,18 @@ class Bell(Protocol):
     """Wakes its waiter after commits; what was rung before the wait is not lost."""
 
     async def wait(self, timeout_seconds: float) -> bool: ...
+
+
+async def ring_or_stop(bell: Bell, stop: Stop, timeout_seconds: float) -> None:
+    """Waits for the next commit or the wish to stop, at most so long."""
+    ringing = asyncio.ensure_future(bell.wait(timeout_seconds))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((ringing, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (ringing, stopping):
+            task.cancel()
+        await asyncio.gather(ringing, stopping, return_exceptions=True)
 
 
 class Database(Protocol):

@@ -135,6 +135,9 @@ mails = sa.Table(
     _text("content_key"),
     _text("subject"),
     _count("sequence"),
+    _text("untold"),
+    _text("language"),
+    _text("message_id"),
     sa.Index(None, "received_at"),
     sa.Index(None, "content_key"),
 )
@@ -246,6 +249,7 @@ emails = sa.Table(
     sa.Column("send_at", UtcDateTime),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     _count("sequence"),
+    sa.Column("notify", Json),
     sa.Index(None, "accepted_at"),
 )
 
@@ -294,6 +298,26 @@ rejections = sa.Table(
     sa.Column("problems", Json, nullable=False),
     sa.Column("rejected_at", UtcDateTime, nullable=False),
     sa.Index(None, "rejected_at"),
+)
+
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("subject", Text, nullable=False),
+    sa.Column("kind", Text, nullable=False),
+    _text("recipient"),
+    sa.Column("addressee", Text, nullable=False),
+    sa.Column("stage", Text, nullable=False),
+    _text("reason"),
+    sa.Column("facts", Json, nullable=False),
+    sa.Column("state", Text, nullable=False),
+    sa.Column("due_at", UtcDateTime, nullable=False),
+    _text("told_by"),
+    sa.Column("told_at", UtcDateTime),
+    sa.Index(None, "state", "due_at"),
+    sa.Index(None, "addressee", "told_at"),
+    sa.Index(None, "told_by"),
 )
 
 timeline = sa.Table(
