@@ -119,6 +119,7 @@ class Teller:
         if await self._outage.is_idle():
             self._note_back()
             return
+        await self._notices.next_due_at()  # raises while the store is away: then nothing here is over
         for done in await self._outage.done():
             await self._notices.record_elsewhere(done)
             failpoint("notices.merged")
