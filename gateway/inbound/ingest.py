@@ -5,6 +5,8 @@ who must wait, a ticket of his own, and one for each photo to be rendered, publi
 Promises: idempotent (a recipient that has his disposition is left alone); each recipient commits alone; what cannot be
 parsed is held with its octets; a mailbox (or the store) that raises delays its own recipient by the ladder and ends as
 held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
+Whether the sender may be told what becomes of it is judged here and kept with the mail; who cannot be told has his refused
+mail held.  While the store is away the mail is noted for the outage ledger, so that its sender can be told all the same.
 A ticket with the header `replay` works what waits for a person, too (`inbound.replay`).
 Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
 A mail whose blob is missing climbs the ladder, too, and then is a dead letter.

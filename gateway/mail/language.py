@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-_LOOKED_AT = 4_000
+_LOOKED_AT = 1_000
 _CLEARLY = 2
 _TAG = re.compile(r"\s*([A-Za-z]{2,3})(?:-[A-Za-z0-9-]{1,40})?\s*(?:;\s*q\s*=\s*([0-9.]{1,6}))?\s*")
 _WORDS = re.compile(r"[^\W\d_]+")
@@ -50,9 +50,11 @@ def _number(text: str | None) -> float:
 
 
 def _guessed(text: str) -> str:
+    words = Counter(_WORDS.findall(text.lower()))
     votes: Counter[str] = Counter()
-    for word in _WORDS.findall(text.lower()):
-        votes.update(_OF_WORD.get(word, ()))
+    for word in words.keys() & _OF_WORD.keys():
+        for language in _OF_WORD[word]:
+            votes[language] += words[word]
     if _UKRAINIAN.search(text):
         votes["uk"] += _CLEARLY
     ranked = votes.most_common(2)

@@ -74,9 +74,10 @@ class LoopGuard:
         headers = read_headers(octets)
         if headers is None:
             return Telling(untold="its header cannot be read")
+        if untold := self.doubt_of_headers(headers):
+            return Telling(untold=untold)
         subject = decode_text(headers.first("subject"))[0]
         return Telling(
-            untold=self.doubt_of_headers(headers),
             language=language_of(headers.first("content-language"), headers.first("accept-language"), text or subject),
             message_id=headers.message_id,
             subject=subject,

@@ -2,6 +2,7 @@
 
 A mail's row and its pending deliveries are inserted if absent: the same mail id again is a redelivery and no record.  Each
 delivery then ends alone: `record_delivered` writes delivery, post, attachments and both events together.
+What its sender hears of an end that was not the hoped-for one is planned in the same transaction (`notice_plans`).
 Promises: a delivery once final is never changed, so that every verb may be called again after a crash; the octets are
 kept exactly as received (up to 256 KiB in a row, beyond that in the blob store).
 """
