@@ -153,7 +153,7 @@ class Headers:
 
 
 def read_headers(octets: bytes) -> Headers | None:
-    """The headers of a mail, read alone; None when they are beyond what any honest mail has."""
+    """The headers of a mail, read alone; None when there are none, or more than any honest mail has."""
     octets = without_envelope_line(octets)
     try:
         end = header_block(octets, 0, len(octets), DEFAULT_LIMITS)
@@ -165,7 +165,7 @@ def read_headers(octets: bytes) -> Headers | None:
     values: dict[str, list[str]] = {}
     for name, value in split_header(block):
         values.setdefault(name.lower(), []).append(" ".join(value.split()))
-    return Headers(values=values)
+    return Headers(values=values) if values else None
 
 
 def header_octets(octets: bytes) -> bytes:

@@ -119,7 +119,7 @@ class Teller:
         if await self._outage.is_idle():
             self._note_back()
             return
-        await self._notices.next_due_at()  # raises while the store is away: then nothing here is over
+        await self._notices.prove_writable()  # raises while the store is away: then nothing here is over
         for done in await self._outage.done():
             await self._notices.record_elsewhere(done)
             failpoint("notices.merged")
@@ -204,7 +204,7 @@ class Teller:
 
     async def _store_answers(self) -> bool:
         try:
-            await self._notices.next_due_at()
+            await self._notices.prove_writable()
         except StoreUnavailable:
             return False
         return True

@@ -42,6 +42,7 @@ def insert_email(connection: sa.Connection, journal: Journal, now: datetime, new
         "subject": request.subject or "",
         "on_unknown": request.on_unknown,
         "serial_key": request.serial_key,
+        "reply_to": next((address.mailbox for address in request.addresses("reply_to")), ""),
         "accepted_at": now,
         "send_at": request.send_at,
         "expires_at": new.expires_at,

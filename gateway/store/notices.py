@@ -95,6 +95,10 @@ class Notices:
         query = _ALL.where(notices.c.state.in_(_OPEN), notices.c.due_at <= now).order_by(notices.c.due_at).limit(limit)
         return await self._database.read(lambda connection: [_notice(row) for row in connection.execute(query)])
 
+    async def prove_writable(self) -> None:
+        """Raises StoreUnavailable unless the store takes a transaction now."""
+        await self._database.write(lambda connection: None, rings=False)
+
     async def next_due_at(self) -> datetime | None:
         query = sa.select(sa.func.min(notices.c.due_at)).where(notices.c.state.in_(_OPEN))
         found: datetime | None = await self._database.read(lambda connection: connection.execute(query).scalar())
