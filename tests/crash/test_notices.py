@@ -7,9 +7,10 @@ import shutil
 import smtplib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from house import House, Sink
@@ -26,16 +27,21 @@ MAILBOXES = (
     '[{"address": "closed@in.test", "kind": "refusing_box:RefusingBox"}, {"address": "posts@in.test", "kind": "posts"}]'
 )
 
-PLACES = (
+PLACES = ("notices.written", "notices.told")
+MORE = (
     "store.notice_chosen.before",
     "store.notice_chosen.after",
     "notices.chosen",
-    "notices.written",
     "store.notice_told.before",
     "store.notice_told.after",
-    "notices.told",
     "notices.issued",
 )
+OUTAGE_PLACES = ("outage.recorded",)
+MORE_OUTAGE_PLACES = ("outage.claimed", "outage.dot_recorded", "notices.merged")
+
+
+def sometimes(places: Sequence[str]) -> list[Any]:
+    return [pytest.param(place, marks=pytest.mark.long) for place in places]
 
 
 def a_house(folder: Path, relay_port: int, *, delays: str = "1s 600s", **more: str) -> House:
@@ -92,7 +98,7 @@ def steps(house: House) -> list[str]:
     return [str(line["step"]) for line in story["timeline"]]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, *sometimes(MORE)])
 async def test_killed_here_the_sender_is_told_exactly_once(tmp_path: Path, place: str) -> None:
     async with Sink() as sink:
         house = a_house(tmp_path / "house", sink.port)
@@ -132,7 +138,7 @@ async def test_store_away_the_poster_hears_kept_and_when_it_is_back_the_post_is_
         assert notices_to(sink) == [1]
 
 
-@pytest.mark.parametrize("place", ["outage.claimed", "outage.dot_recorded", "outage.recorded", "notices.merged"])
+@pytest.mark.parametrize("place", [*OUTAGE_PLACES, *sometimes(MORE_OUTAGE_PLACES)])
 async def test_killed_while_the_store_is_away_nobody_is_told_twice(tmp_path: Path, place: str) -> None:
     async with Sink() as sink:
         house = a_house(tmp_path / "house", sink.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -206,3 +207,15 @@ async def test_a_store_that_cannot_be_read_is_away_too(desk: Desk, clock, damage
     clock.advance(901)
     await look(desk)
     assert len(desk.relay.taken) == 1
+
+
+async def test_a_store_that_can_be_read_but_not_written_is_away_too(desk: Desk, clock) -> None:
+    await desk.outage.note_waiting(desk.envelope(), OCTETS, TELLING)
+    clock.advance(901)
+    locker = sqlite3.connect(desk.folder / "store.db", isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    await look(desk)
+    locker.close()
+    assert len(desk.relay.taken) == 1
+    await look(desk)
+    assert [row["disposition"] for row in await desk.told()] == ["relayed"]
