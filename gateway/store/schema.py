@@ -318,7 +318,7 @@ notices = sa.Table(
     _text("told_by"),
     sa.Column("told_at", UtcDateTime),
     sa.Index(None, "state", "due_at"),
-    sa.Index(None, "addressee", "told_at"),
+    sa.Index(None, "addressee", "state", "stage", "told_at"),
     sa.Index(None, "told_by"),
 )
 

@@ -21,7 +21,7 @@ from test_loop_guard import HOSTILE_HEADERS, HOSTILE_SENDERS
 
 from gateway.mail.addresses import parse_mailbox
 
-SETTLE_SECONDS = 90
+SETTLE_SECONDS = 180
 SENDER = "ann@example.org"
 MAILBOXES = (
     '[{"address": "closed@in.test", "kind": "refusing_box:RefusingBox"}, {"address": "posts@in.test", "kind": "posts"}]'

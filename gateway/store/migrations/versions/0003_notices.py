@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("told_at", UtcDateTime(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_notices")),
     )
-    op.create_index(op.f("ix_notices_addressee_told_at"), "notices", ["addressee", "told_at"])
+    named = ["addressee", "state", "stage", "told_at"]
+    op.create_index(op.f("ix_notices_addressee_state_stage_told_at"), "notices", named)
     op.create_index(op.f("ix_notices_state_due_at"), "notices", ["state", "due_at"])
     op.create_index(op.f("ix_notices_told_by"), "notices", ["told_by"])
