@@ -272,7 +272,7 @@ async def invite(settings: Settings, name: str) -> str:
     tokens = app.open_tokens(settings)
     async with open_store(settings) as store:
         invitation_id = await store.access.invite(name)
-    base = settings.public_url or f"http://{settings.web_listen}"
+    base = settings.public_url
     return f"{base}/invitation/{tokens.sign(INVITATION, invitation_id)}"
 
 

@@ -9,7 +9,6 @@ Limits: where a relay died between publish and mark, the next one tells its last
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -19,7 +18,7 @@ from gateway.mail.ids import new_id
 from gateway.queue.broker import Broker, Event
 from gateway.runtime import Clock, Stop, failpoint
 from gateway.store import outbox, turns
-from gateway.store.database import Bell, Database
+from gateway.store.database import Database, ring_or_stop
 
 BATCH_EVENTS = 200
 POLL_SECONDS = 1.0
@@ -61,7 +60,7 @@ class _Relay:
                         await self._relay_until_quiet()
                         pause_seconds = FIRST_PAUSE_SECONDS
                         await self._tidy()
-                        await _ring_or_stop(bell, self._stop)
+                        await ring_or_stop(bell, self._stop, POLL_SECONDS)
             except (QueueUnavailable, StoreUnavailable) as fault:
                 on_fault(fault)
                 await self._stop.wait(pause_seconds)
@@ -106,16 +105,3 @@ class _Relay:
 async def _forget_old(database: Database, *, before: datetime) -> None:
     while await database.write(lambda connection: outbox.forget_published(connection, before=before), rings=False):
         pass
-
-
-async def _ring_or_stop(bell: Bell, stop: Stop) -> None:
-    ringing = asyncio.ensure_future(bell.wait(POLL_SECONDS))
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((ringing, stopping), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (ringing, stopping):
-            task.cancel()
-        heard, _ = await asyncio.gather(ringing, stopping, return_exceptions=True)
-    if isinstance(heard, Exception):
-        raise heard

@@ -98,6 +98,14 @@ class MailLog:
     def photo_refused(self, attachment_id: str, *, post_id: str, reason: str) -> None:
         self._say("photo-refused", "warning", attachment=attachment_id, post=post_id, reason=reason)
 
+    # notices
+
+    def notice_sent(self, notice_id: str, *, of: str, to: str, stage: str) -> None:
+        self._say("notice-sent", notice=notice_id, of=of, to=to, stage=stage)
+
+    def notice_failed(self, notice_id: str, *, of: str, to: str, error: BaseException) -> None:
+        self._say("notice-failed", "error", notice=notice_id, of=of, to=to, error=told(error))
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:

@@ -114,6 +114,15 @@ def _public_url(value: Any) -> Any:
     return value.rstrip("/") if isinstance(value, str) else value
 
 
+class NoticesTable(_Table):
+    delays: str = "15m 4h"
+    day: Seconds = 86400.0
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
+
+
+_TABLES: dict[str, type[_Table]] = {"limits": LimitsTable, "notices": NoticesTable}
+
+
 class Settings(_Table):
     """Every key, its default and its meaning."""
 
@@ -132,7 +141,7 @@ class Settings(_Table):
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
-        "", description="the URL people use to reach the pages, where a proxy stands before us"
+        "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
     )
     trusted_hosts: tuple[str, ...] = Field((), description="proxies whose X-Forwarded-For and -Proto we believe")
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
@@ -146,6 +155,7 @@ class Settings(_Table):
     admins: tuple[AdminTable, ...] = Field((), description="admins with from_severity and topics")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
+    notices: NoticesTable = NoticesTable()
     limits: LimitsTable = LimitsTable()
 
     def filled(self) -> Settings:
@@ -153,6 +163,7 @@ class Settings(_Table):
         data_dir = self.data_dir.absolute()
         hostname = self.hostname or _own_name()
         changes: dict[str, Any] = {"data_dir": data_dir, "hostname": hostname}
+        changes["public_url"] = self.public_url or f"http://{self.web_listen}"
         changes["mail_from"] = self.mail_from or f"gateway@{hostname}"
         for key in ("queue_url", "database_url", "blobs_url"):
             changes[key] = getattr(self, key).replace("{data_dir}", quote(str(data_dir)))
@@ -327,9 +338,8 @@ def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tu
         problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, environment=place.startswith('env'))}"))
         return []
     if inner:
-        if section != "limits" or inner not in LimitsTable.model_fields:
-            known = [f"limits__{name}" for name in LimitsTable.model_fields]
-            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, known)}"))
+        if section not in _TABLES or inner not in _TABLES[section].model_fields:
+            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, _keys_of_tables())}"))
             return []
         return [(place, {section: {inner: text}})]
     try:
@@ -342,15 +352,19 @@ def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tu
 def _structured(key: str, text: str) -> Any:
     """A list or table from text: JSON, or for plain lists words."""
     annotation = str(Settings.model_fields[key].annotation)
-    if "tuple" not in annotation and key != "limits":
+    if "tuple" not in annotation and key not in _TABLES:
         return text
     if text.lstrip().startswith(("[", "{")) or "Table" in annotation:
         return json.loads(text)
     return text.split()
 
 
+def _keys_of_tables() -> list[str]:
+    return [f"{table}__{name}" for table, model in _TABLES.items() for name in model.model_fields]
+
+
 def _nearest(key: str, known: Sequence[str] = (), *, environment: bool = False) -> str:
-    names = list(known) or [*Settings.model_fields, *(f"limits__{name}" for name in LimitsTable.model_fields)]
+    names = list(known) or [*Settings.model_fields, *_keys_of_tables()]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if not near:
         return "; `gateway settings` lists them"

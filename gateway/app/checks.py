@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import admin_of, ladder, mailboxes, our_names, relay_spec, router
+from gateway.app.making import admin_of, is_loopback, ladder, mailboxes, notice_delays, our_names, relay_spec, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
@@ -23,6 +22,7 @@ def check_values(settings: Settings) -> None:
     problems: list[Problem] = []
     checks: list[tuple[str, Callable[[], Any]]] = [
         ("retry_ladder", lambda: ladder(settings)),
+        ("notices.delays", lambda: notice_delays(settings)),
         ("mailboxes", lambda: mailboxes(settings)),
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
@@ -50,18 +50,10 @@ def check_values(settings: Settings) -> None:
 
 async def refuse_open_house(settings: Settings, access: Access) -> None:
     """Raises SettingsError where others than this machine's people would find a house without a user."""
-    if _is_loopback(settings.web_listen) or await access.is_entered():
+    if is_loopback(settings.web_listen) or await access.is_entered():
         return
     text = "listening beyond loopback needs a user: gateway users add NAME, or gateway users invite NAME for a link"
     raise SettingsError([Problem("web_listen", f"{settings.web_listen}: {text}")])
-
-
-def _is_loopback(listen: str) -> bool:
-    host = listen.rpartition(":")[0].strip("[]").lower()
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _mailbox(text: str) -> str:

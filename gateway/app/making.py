@@ -5,6 +5,7 @@ Promise: an `open_*` closes what it opened, and a value that only the part itsel
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.client import open_broker
-from gateway.errors import GatewayError, Problem, SettingsError
+from gateway.errors import GatewayError, PermanentFailure, Problem, SettingsError
+from gateway.mail.addresses import parse_address
 from gateway.maillog import MailLog
 from gateway.runtime import in_thread, utc_now
 from gateway.settings import AdminTable, Settings, shown_service
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
+    from gateway.mail.loop_guard import LoopGuard
     from gateway.mail.tokens import Tokens
+    from gateway.notices.writer import NoticeWriter
+    from gateway.outbound.compose import Rendered
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.store.ledger_mark import LedgerMark
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
+    from gateway.store.outage import OutageLedger
     from gateway.watch.alarms.book import Admin, AlarmBook
     from gateway.watch.alarms.sending import Postman
     from gateway.watch.operator import Operator
@@ -156,6 +162,77 @@ def open_support(settings: Settings, *, is_look: bool = False) -> Support:
     return Support(open_tokens(settings, is_look=is_look))
 
 
+def notice_delays(settings: Settings) -> list[float]:
+    """When the sender of a mail that waits is told, in seconds after it came; raises ValueError."""
+    from gateway.queue.ladder import duration_seconds
+
+    return sorted(duration_seconds(word) for word in settings.notices.delays.split())
+
+
+def loop_guard(settings: Settings) -> LoopGuard:
+    """Who may be told what became of his mail: nobody, as soon as a door listens beyond this host."""
+    from gateway.mail.addresses import Address
+    from gateway.mail.loop_guard import LoopGuard
+
+    routes = router(settings)
+    ours = Address(mailbox=parse_address(settings.mail_from).mailbox).key
+
+    def is_own_address(mailbox: str) -> bool:
+        if Address(mailbox=mailbox).key == ours:
+            return True
+        try:
+            routes.route(mailbox)
+        except PermanentFailure:
+            return False
+        return True
+
+    doors = (settings.smtp_listen, settings.lmtp_listen)
+    return LoopGuard(
+        hostnames=frozenset({settings.hostname.lower(), ours.rpartition("@")[2]}),
+        is_own_address=is_own_address,
+        doors_are_local=all(door.startswith("unix:") or is_loopback(door) for door in doors),
+    )
+
+
+def open_outage(settings: Settings) -> OutageLedger:
+    from gateway.store.outage import OutageLedger
+
+    return OutageLedger(
+        settings.data_dir / "outage.db",
+        clock=utc_now,
+        delays=notice_delays(settings),
+        day_seconds=settings.notices.day,
+    )
+
+
+def open_notice_writer(settings: Settings, templates: TemplateSet, cage: Cage) -> NoticeWriter:
+    from gateway.mail.links import StatusLinks
+    from gateway.notices.words import House
+    from gateway.notices.writer import NoticeWriter
+    from gateway.outbound.render import fill
+
+    house = House(
+        hostname=settings.hostname,
+        postmaster=f"postmaster@{settings.domains[0]}",
+        links=StatusLinks(tokens=open_tokens(settings), public_url=settings.public_url),
+        language=settings.notices.language,
+    )
+
+    async def filled(template: str, params: dict[str, Any], locale: str) -> Rendered:
+        return await fill(template, params, locale, cage=cage, templates=templates)
+
+    return NoticeWriter(house, filled)
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether HOST:PORT can be reached from this host only."""
+    host = listen.rpartition(":")[0].strip("[]").lower()
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, Any]:
     """The mailbox behind each kind: shipped ones, or a plug-in named `package.module:Class`."""
     from importlib import import_module
@@ -238,7 +315,13 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             return_path=settings.mail_from,
             mark=mark,
         )
-        mails = Mails(database, blobs, clock=database.clock, hostname=settings.hostname)
+        mails = Mails(
+            database,
+            blobs,
+            clock=database.clock,
+            hostname=settings.hostname,
+            notice_delays=notice_delays(settings),
+        )
         decisions = Decisions(database, clock=database.clock, hostname=settings.hostname)
         yield Store(
             database=database,

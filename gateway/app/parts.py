@@ -10,6 +10,7 @@ from gateway.app.making import (
     Store,
     open_cage,
     open_intake,
+    open_outage,
     open_photo_cage,
     open_pool,
     open_queue,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.store.blobs import BlobStore
+    from gateway.store.outage import OutageLedger
     from gateway.watch.alarms.facts import Eyes, Sources
 
 T = TypeVar("T")
@@ -63,6 +65,9 @@ class Parts:
             self.log.service("ledger", "went-back", held=held, next_step=step)
             # Only now: who dies before this line holds the rest at the next start.
             store.mark.follow(await position_of(store.database), went_back=True)
+
+    async def outage(self, stack: AsyncExitStack) -> OutageLedger:
+        return await self._once("outage", stack, lambda: open_outage(self.settings))
 
     async def intake(self, stack: AsyncExitStack) -> Intake:
         broker = await self.queue(stack)

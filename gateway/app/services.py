@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from gateway.app.checks import refuse_open_house
-from gateway.app.making import alarm_book, listen_on, naming_the_key, receipted
+from gateway.app.making import alarm_book, listen_on, naming_the_key, open_notice_writer, receipted
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.maillog import told
-from gateway.runtime import Service, Stop
+from gateway.runtime import Service, Stop, utc_now
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
@@ -78,6 +78,37 @@ async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
     return service
 
 
+async def build_notices(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.notices.service import Teller
+    from gateway.store.notices import Notices
+    from gateway.watch.sweeper import reissue
+
+    settings = parts.settings
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    notices = Notices(
+        store.database,
+        store.blobs,
+        clock=store.database.clock,
+        hostname=settings.hostname,
+        day_seconds=settings.notices.day,
+    )
+
+    async def issue(email_id: str) -> None:
+        await reissue(await store.ledger.recipients(email_id), store.ledger, broker)
+
+    teller = Teller(
+        database=store.database,
+        notices=notices,
+        outage=await parts.outage(stack),
+        writer=open_notice_writer(settings, parts.templates(), await parts.cage(stack)),
+        relay=await parts.pool(stack),
+        issue=issue,
+        log=parts.log,
+        clock=utc_now,
+    )
+    return teller.run
+
+
 async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.app.web import open_web
     from gateway.web.serve import serve_http
@@ -120,5 +151,6 @@ BUILDERS = {
     "events": build_events,
     "web": build_web,
     "sweep": build_sweep,
+    "notices": build_notices,
     "alarms": build_alarms,
 }

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gateway.app.making import ladder, mailboxes, open_support, router
+from gateway.app.making import ladder, loop_guard, mailboxes, open_support, router
 from gateway.app.parts import Parts
 from gateway.runtime import Service, Stop, utc_now
 
@@ -48,6 +48,8 @@ async def ingest_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         ladder=ladder(parts.settings),
         log=parts.log,
         clock=store.database.clock,
+        judge=loop_guard(parts.settings).judge,
+        note_waiting=(await parts.outage(stack)).note_waiting,
     )
     return Trade(
         weights={MAIL_INBOUND: 3},

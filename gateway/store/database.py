@@ -10,6 +10,7 @@ transaction in which nothing of it happened yet, so all it does outside of its c
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from gateway.errors import Problem, SettingsError, StorageFault, StoreUnavailable
-from gateway.runtime import utc_now
+from gateway.runtime import Stop, utc_now
 from gateway.sqlite_file import SqliteFile
 from gateway.store.postgresql_url import SCHEMES as POSTGRESQL_SCHEMES
 from gateway.store.postgresql_url import parse_postgresql_url
@@ -40,6 +41,20 @@ class Bell(Protocol):
     """Wakes its waiter after commits; what was rung before the wait is not lost."""
 
     async def wait(self, timeout_seconds: float) -> bool: ...
+
+
+async def ring_or_stop(bell: Bell, stop: Stop, timeout_seconds: float) -> None:
+    """Waits for the next commit or the wish to stop, at most so long."""
+    ringing = asyncio.ensure_future(bell.wait(timeout_seconds))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((ringing, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (ringing, stopping):
+            task.cancel()
+        heard, _ = await asyncio.gather(ringing, stopping, return_exceptions=True)
+    if isinstance(heard, Exception):
+        raise heard
 
 
 class Database(Protocol):

@@ -26,6 +26,7 @@ ROWS = sa.select(
     emails.c.on_unknown,
     emails.c.send_at,
     emails.c.message_id,
+    emails.c.notify,
 ).join_from(email_recipients, emails, email_recipients.c.email_id == emails.c.id)
 
 _ROW = ROWS.where(

@@ -26,6 +26,8 @@ from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.runtime import Clock
 from gateway.store import email_rows as rows
+from gateway.store import notice_plans
+from gateway.store.accepting import RENDERED, REQUEST, NewEmail, insert_email
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.email_rows import Row
@@ -36,7 +38,6 @@ from gateway.store.refused import insert_rejection
 from gateway.store.schema import (
     MAX_ROW_BYTES,
     as_json,
-    email_attachments,
     email_octets,
     email_recipients,
     emails,
@@ -45,7 +46,6 @@ from gateway.store.schema import (
 
 LIFETIME_SECONDS = 7 * 86400.0
 UNKNOWN_WAIT_SECONDS = 900.0
-_REQUEST, _RENDERED = "request", "rendered"
 _PARSED_ASIDE_BYTES = 64 * 1024
 
 
@@ -95,29 +95,17 @@ class DatabaseLedger:
     ) -> Acceptance:
         """Inserts the email and a row per recipient, due at once or at `send_at`; a known id changes nothing."""
         body = request.to_json()
-        kept = await self._kept(body)
+        kept = {REQUEST: await self._kept(body)}
         facts = {"app": app, "content_hash": content_hash, "stream": stream, "message_id": message_id}
-        named = sorted({item.blob for item in request.attachments if item.blob is not None})
-        attached = [{"email_id": request.id, "blob": blob} for blob in named]
+        facts |= {"return_path": self._return_path}
 
         def work(connection: sa.Connection, now: datetime) -> Acceptance:
-            values = self._email_values(request, now) | facts
-            if not insert_absent(connection, emails, values):
-                return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
-            connection.execute(sa.insert(email_octets), kept | {"email_id": request.id, "kind": _REQUEST})
-            connection.execute(sa.insert(email_recipients), _recipient_values(request, values, now, ticket_id))
-            if attached:
-                connection.execute(sa.insert(email_attachments), attached)
-            data = {
-                "app": app,
-                "recipients": request.recipients(),
-                "stream": stream,
-                "template": request.template or "",
-            }
-            data |= as_json({"message_id": message_id, "send_at": request.send_at, "expires_at": values["expires_at"]})
-            fact = Fact(subject=request.id, step="accepted", event="email.accepted", data=data)
-            self._journal.note(connection, now, fact)
-            return Acceptance.ACCEPTED
+            latest = max(now, request.send_at or now) + self._lifetime
+            expires_at = min(request.expires_at or latest, latest)
+            new = NewEmail(request=request, facts=facts, expires_at=expires_at, ticket_id=ticket_id, kept=kept)
+            if insert_email(connection, self._journal, now, new):
+                return Acceptance.ACCEPTED
+            return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
 
         return await self._journal.record("accepted", work, size=len(body))
 
@@ -147,12 +135,12 @@ class DatabaseLedger:
         row, parts = found
         if row is None:
             return None
-        body = await self._octets(parts[_REQUEST])
+        body = await self._octets(parts[REQUEST])
         parse = asyncio.to_thread(parse_send_email, body) if len(body) > _PARSED_ASIDE_BYTES else None
         names = ("id", "app", "stream", "accepted_at", "expires_at", "send_at", "message_id", "return_path")
         return EmailRecord(
             request=parse_send_email(body) if parse is None else await parse,
-            octets=await self._octets(parts[_RENDERED]) if _RENDERED in parts else None,
+            octets=await self._octets(parts[RENDERED]) if RENDERED in parts else None,
             **{name: getattr(row, name) for name in names},
         )
 
@@ -166,12 +154,12 @@ class DatabaseLedger:
         kept = await self._kept(octets)
 
         def work(connection: sa.Connection, now: datetime) -> Row:
-            if insert_absent(connection, email_octets, kept | {"email_id": email_id, "kind": _RENDERED}):
+            if insert_absent(connection, email_octets, kept | {"email_id": email_id, "kind": RENDERED}):
                 if subject:
                     connection.execute(sa.update(emails).where(emails.c.id == email_id).values(subject=subject))
                 data = {"size": len(octets), "sha256": hashlib.sha256(octets).hexdigest()}
                 self._journal.note(connection, now, Fact(subject=email_id, step="rendered", data=data))
-            return connection.execute(_octets_query(email_id).where(email_octets.c.kind == _RENDERED)).one()
+            return connection.execute(_octets_query(email_id).where(email_octets.c.kind == RENDERED)).one()
 
         return await self._octets(await self._journal.record("rendered", work, size=len(octets)))
 
@@ -430,21 +418,6 @@ class DatabaseLedger:
         octets: bytes = row.octets if row.blob is None else await self._blobs.get(row.blob)
         return octets
 
-    def _email_values(self, request: SendEmail, now: datetime) -> dict[str, Any]:
-        latest = max(now, request.send_at or now) + self._lifetime
-        return {
-            "id": request.id,
-            "template": request.template or "",
-            "subject": request.subject or "",
-            "on_unknown": request.on_unknown,
-            "serial_key": request.serial_key,
-            "reply_to": next((address.mailbox for address in request.addresses("reply_to")), ""),
-            "return_path": self._return_path,
-            "accepted_at": now,
-            "send_at": request.send_at,
-            "expires_at": min(request.expires_at or latest, latest),
-        }
-
     def _take(self, connection: sa.Connection, now: datetime, row: Row, *, ticket_id: str, until: datetime) -> Claim:
         token = secrets.token_hex(16)
         attempt, copy = row.attempts + 1, row.copies + 1
@@ -521,6 +494,8 @@ class DatabaseLedger:
             data=_outcome_data(row) | ({"by": by} if by else {}),
         )
         self._journal.note(connection, now, fact)
+        if event is not None:
+            notice_plans.plan_for_requesters(connection, now, row, event)
 
 
 _HEALS = (Disposition.UNKNOWN, Disposition.DELAYED, Disposition.HELD)
@@ -589,24 +564,6 @@ def _is_one_of(row: Row, dispositions: Iterable[Disposition], now: datetime) -> 
     if row.disposition == Disposition.SENDING:
         return Disposition.PENDING in dispositions and rows.is_abandoned(row, now)
     return row.disposition in dispositions
-
-
-def _recipient_values(request: SendEmail, email: dict[str, Any], now: datetime, ticket_id: str) -> list[dict[str, Any]]:
-    """A row per recipient; one that waits for `send_at` has no ticket until then."""
-    waits = request.send_at is not None and request.send_at > now
-    common = {
-        "email_id": request.id,
-        "disposition": Disposition.PENDING,
-        "reason": "waits for send_at" if waits else "",
-        "next_attempt_at": request.send_at if waits else now,
-        "expires_at": email["expires_at"],
-        "ticket_id": "" if waits else ticket_id,
-        "updated_at": now,
-    }
-    return [
-        common | {"recipient": recipient, "position": position}
-        for position, recipient in enumerate(request.recipients())
-    ]
 
 
 def _known_or_conflict(connection: sa.Connection, email_id: str, *, app: str, content_hash: str) -> Acceptance:

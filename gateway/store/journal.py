@@ -31,12 +31,16 @@ _RAISE_SEQUENCE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """Something that became true of a subject; `event` names the event that tells it, if others hear of it."""
+    """Something that became true of a subject; `event` names the event that tells it, if others hear of it.
+
+    `kind` says what the subject is where the event's name does not: mail, email or post.
+    """
 
     subject: str
     step: str
     recipient: str = ""
     event: EventType | None = None
+    kind: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -84,5 +88,5 @@ class Journal:
 
 def _next_sequence(connection: sa.Connection, fact: Fact) -> int:
     assert fact.event is not None
-    statement = _RAISE_SEQUENCE[fact.event.partition(".")[0]]
+    statement = _RAISE_SEQUENCE[fact.kind or fact.event.partition(".")[0]]
     return int(connection.execute(statement, {"the_id": fact.subject}).scalar_one())

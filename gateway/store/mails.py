@@ -2,6 +2,7 @@
 
 A mail's row and its pending deliveries are inserted if absent: the same mail id again is a redelivery and no record.  Each
 delivery then ends alone: `record_delivered` writes delivery, post, attachments and both events together.
+What its sender hears of an end that was not the hoped-for one is planned in the same transaction (`notice_plans`).
 Promises: a delivery once final is never changed, so that every verb may be called again after a crash; the octets are
 kept exactly as received (up to 256 KiB in a row, beyond that in the blob store).
 """
@@ -20,15 +21,17 @@ from gateway.errors import Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
+from gateway.mail.loop_guard import Telling
 from gateway.mail.threads import ThreadClues
 from gateway.reply import Reply
 from gateway.runtime import Clock
-from gateway.store import photos, posts, refused, timeline
+from gateway.store import notice_plans, photos, posts, refused, timeline
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance
 from gateway.store.locks import for_change, hold_name
+from gateway.store.notice_plans import Stage, Tidings
 from gateway.store.posts import NewPost
 from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, emails, mail_octets, mails
 
@@ -40,6 +43,8 @@ _EVENTS: dict[Disposition, EventType] = {
     Disposition.DEAD: "mail.dead",
     Disposition.DUPLICATE: "mail.duplicate",
 }
+_STAGES = {Disposition.FAILED: Stage.FAILED, Disposition.HELD: Stage.HELD, Disposition.DEAD: Stage.HELD}
+_REFUSED_TOLD = 50
 _REOPENED = (Disposition.HELD, Disposition.FAILED, Disposition.DEAD)
 
 
@@ -82,9 +87,19 @@ class StoredMail:
 class Mails:
     """The verbs of inbound work, and the stories."""
 
-    def __init__(self, database: Database, blobs: BlobStore, *, clock: Clock, hostname: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        *,
+        clock: Clock,
+        hostname: str,
+        notice_delays: Sequence[float] = notice_plans.DEFAULT_DELAYS,
+    ) -> None:
+        """`notice_delays`: after so many seconds the sender of a mail that still waits is told."""
         self._database = database
         self._blobs = blobs
+        self._notice_delays = tuple(notice_delays)
         self._journal = Journal(database, clock=clock, hostname=hostname)
 
     async def record_received(
@@ -96,10 +111,12 @@ class Mails:
         *,
         subject: str = "",
         content_key: str = "",
+        telling: Telling | None = None,
     ) -> bool:
         """Keeps a mail and a pending delivery per recipient; True when the mail was new.
 
-        `content_key` is what a copy of the mail shares (`mail.fingerprint`); '' = nothing is a copy of it.
+        `content_key` is what a copy of the mail shares (`mail.fingerprint`); '' = nothing is a copy of it.  `telling` says
+        whether its sender may be told what becomes of it; without it nobody is.
 
         `octets_or_blob` is the octets, or the digest of the blob they are in.  A further ticket of the same mail adds its
         recipients; a subject learnt later fills an empty one.
@@ -111,6 +128,7 @@ class Mails:
 
         def work(connection: sa.Connection, now: datetime) -> bool:
             facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now, "content_key": content_key}
+            facts |= _telling_values(telling)
             is_new = _insert_mail(connection, envelope, facts, kept)
             added = _insert_deliveries(connection, envelope, now)
             if added:
@@ -226,6 +244,8 @@ class Mails:
             _update(connection, row, now, disposition=Disposition.PENDING, **kept)
             fact = Fact(subject=mail_id, step="deferred", recipient=rcpt_to, data=as_json(facts))
             self._journal.note(connection, now, fact)
+            told = Tidings(mail_id=mail_id, rcpt_to=rcpt_to, stage=Stage.DELAYED, facts={"again": attempts > 1})
+            notice_plans.plan_delays(connection, self._journal, now, told, self._notice_delays)
             return True
 
         return await self._journal.record("mail_deferred", work)
@@ -335,9 +355,20 @@ class Mails:
             )
             fact = Fact(subject=mail_id, step=disposition, recipient=rcpt_to, event=_EVENTS[disposition], data=data)
             self._journal.note(connection, now, fact)
+            self._tell_sender(connection, now, row, disposition, reason)
             return True
 
         return await self._journal.record(f"mail_{disposition}", work)
+
+    def _tell_sender(
+        self, connection: sa.Connection, now: datetime, row: DeliveryRecord, disposition: Disposition, reason: str
+    ) -> None:
+        """Plans what the sender hears of an end that was not the hoped-for one; why it is held is our own affair."""
+        stage = _STAGES.get(disposition)
+        if stage is not None:
+            facts = {"because": reason} if stage is Stage.FAILED else {}
+            told = Tidings(mail_id=row.mail_id, rcpt_to=row.rcpt_to, stage=stage, facts=facts)
+            notice_plans.plan(connection, self._journal, now, told)
 
     def _record_duplicate(
         self, connection: sa.Connection, now: datetime, row: DeliveryRecord, original: sa.RowMapping, *, mailbox: str
@@ -368,6 +399,11 @@ class Mails:
         )
         self._journal.note(connection, now, delivered)
         self._note_created(connection, now, post, post_id, mail_id=row.mail_id, rcpt_to=row.rcpt_to)
+        refused = [{"filename": item.filename, "reason": item.refusal} for item in post.attachments if item.refusal]
+        if refused:
+            facts = {"refused": refused[:_REFUSED_TOLD], "refused_count": len(refused)}
+            part = Tidings(mail_id=row.mail_id, rcpt_to=row.rcpt_to, stage=Stage.PARTIAL, facts=facts)
+            notice_plans.plan(connection, self._journal, now, part)
 
     def _note_created(
         self,
@@ -453,6 +489,11 @@ def _update(connection: sa.Connection, row: DeliveryRecord, now: datetime, **val
     still = sa.and_(deliveries.c.id == row.id, deliveries.c.disposition == row.disposition)
     if connection.execute(sa.update(deliveries).where(still).values(values)).rowcount != 1:
         raise StoreUnavailable(f"delivery {row.id} changed meanwhile")
+
+
+def _telling_values(telling: Telling | None) -> dict[str, str]:
+    telling = telling or Telling(untold="nobody asked whether its sender may be told")
+    return {"untold": telling.untold, "language": telling.language, "message_id": telling.message_id}
 
 
 def _reply_values(reply: Reply | None) -> dict[str, Any]:

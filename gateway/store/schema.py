@@ -138,6 +138,9 @@ mails = sa.Table(
     _text("content_key"),
     _text("subject"),
     _count("sequence"),
+    _text("untold"),
+    _text("language"),
+    _text("message_id"),
     sa.Index(None, "received_at", "id"),
     sa.Index(None, "content_key"),
 )
@@ -252,6 +255,7 @@ emails = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
     _count("sequence"),
     _text("reply_to"),
+    sa.Column("notify", Json),
     sa.Index(None, "accepted_at", "id"),
     sa.Index(None, "message_id"),
 )
@@ -310,6 +314,26 @@ rejections = sa.Table(
     sa.Column("problems", Json, nullable=False),
     sa.Column("rejected_at", UtcDateTime, nullable=False),
     sa.Index(None, "rejected_at"),
+)
+
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("subject", Text, nullable=False),
+    sa.Column("kind", Text, nullable=False),
+    _text("recipient"),
+    sa.Column("addressee", Text, nullable=False),
+    sa.Column("stage", Text, nullable=False),
+    _text("reason"),
+    sa.Column("facts", Json, nullable=False),
+    sa.Column("state", Text, nullable=False),
+    sa.Column("due_at", UtcDateTime, nullable=False),
+    _text("told_by"),
+    sa.Column("told_at", UtcDateTime),
+    sa.Index(None, "state", "due_at"),
+    sa.Index(None, "addressee", "state", "stage", "told_at"),
+    sa.Index(None, "told_by"),
 )
 
 timeline = sa.Table(

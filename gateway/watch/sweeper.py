@@ -83,11 +83,11 @@ async def sweep_once(
     expired = await ledger.sweep_expired()
     rows = await ledger.overdue(older_than_seconds=overdue_seconds)
     never_had_one = [row for row in rows if not row.ticket_id]  # their `send_at` has come, or an operator released them
-    reissued = await _reissue(never_had_one, ledger, broker)
+    reissued = await reissue(never_had_one, ledger, broker)
     for stream, home in STREAM_QUEUES.items():
         late = [row for row in rows if row.ticket_id and row.stream == stream]
         lost = await _lost(late, home, broker, now=clock(), overdue_seconds=overdue_seconds)
-        reissued += await _reissue(await _unburied(lost, ledger, broker), ledger, broker)
+        reissued += await reissue(await _unburied(lost, ledger, broker), ledger, broker)
     return Swept(expired=expired, reissued=reissued)
 
 
@@ -98,7 +98,8 @@ async def prune_receipts(receipts: Receipts, before: datetime) -> None:
             return
 
 
-async def _reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> int:
+async def reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> int:
+    """Gives each row a new current ticket, named in the ledger first; returns how many were published."""
     tickets = []
     for row in rows:
         ticket_id = new_id()

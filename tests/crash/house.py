@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-READY_SECONDS = 20
+READY_SECONDS = 90
 
 
 def free_port() -> int:

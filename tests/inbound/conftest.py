@@ -21,6 +21,7 @@ from gateway.inbound.mailboxes.postmaster import Postmaster
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.router import MailboxRoute, Router
 from gateway.inbound.smtp_door import SmtpDoor
+from gateway.mail.loop_guard import Judge, Telling
 from gateway.maillog import MailLog
 from gateway.queue.ladder import Ladder
 from gateway.queue.sqlite import SqliteBroker
@@ -55,6 +56,7 @@ class House:
     database: Database | None = None
     ingest: Ingest | None = None
     store_url: str = ""
+    judge: Judge = lambda envelope, octets, text: Telling()  # everybody may be told
 
     @property
     def lists(self) -> Lists:
@@ -92,6 +94,7 @@ class House:
             ladder=Ladder.parse(ladder),
             log=self.log,
             clock=utc_now,
+            judge=self.judge,
         )
         return self.ingest
 

@@ -14,6 +14,7 @@ import store_children
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
+from gateway.mail.loop_guard import Telling
 from gateway.reply import Reply
 from gateway.store import schema
 from gateway.store.blobs import FileBlobStore
@@ -64,7 +65,7 @@ def new_post(clock, **changes: object) -> NewPost:
 
 async def receive(mails: Mails, arrived: Envelope, octets: bytes = OCTETS) -> bool:
     sha256 = hashlib.sha256(octets).hexdigest()
-    return await mails.record_received(arrived, octets, len(octets), sha256, subject="Grüße")
+    return await mails.record_received(arrived, octets, len(octets), sha256, subject="Grüße", telling=Telling())
 
 
 async def events(database: Database) -> list[dict[str, object]]:
