@@ -1,0 +1,1 @@
+"""The pages: server-rendered, readable without JavaScript; nobody should have to ask what became of a mail."""
