@@ -58,7 +58,7 @@ def _add_reply_addresses(settings: Settings, found: dict[str, Any]) -> None:
             post["reply_to"] = app.open_support(settings).reply_address(post["address"], post["thread_id"])
 
 
-async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
+async def rows(settings: Settings, kind: Any, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of one of the lists."""
     if kind == "templates":
         return open_templates(settings).rows()
@@ -70,8 +70,7 @@ async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> lis
     async with _existing_store(settings) as store:
         if store is None:
             return []
-        lists = {"emails": store.ledger.list_emails, "mails": store.mails.list_mails, "posts": store.mails.list_posts}
-        return list(await lists[kind](**filters))
+        return await store.lists.newest(kind, **filters)
 
 
 async def _queue_rows(broker: Broker) -> list[dict[str, Any]]:

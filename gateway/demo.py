@@ -191,8 +191,8 @@ async def demonstrate(settings: Settings) -> None:
             client,
             door=door,
             posts_address=settings.mailboxes[0].address,
-            emails=lambda item: store.ledger.list_emails(id=item),
-            mails=lambda item: store.mails.list_mails(id=item),
+            emails=lambda item: store.lists.newest("emails", id=item),
+            mails=lambda item: store.lists.newest("mails", id=item),
         )
         story = await store.mails.story(lines[1].id)
     tables.print_rows([asdict(line) for line in lines], ["what", "id", "outcome"], as_json=False)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.store.database import Database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.lists import Lists
     from gateway.store.mails import Mails
     from gateway.watch.operator import Operator
 
@@ -47,6 +48,7 @@ class Store:
     ledger: DatabaseLedger
     mails: Mails
     decisions: Decisions
+    lists: Lists
 
 
 def relay_spec(table: Any) -> Any:
@@ -149,6 +151,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     from gateway.store.database import open_database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.lists import Lists
     from gateway.store.mails import Mails
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -165,7 +168,8 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         )
         mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
         decisions = Decisions(database, clock=utc_now, hostname=settings.hostname)
-        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails, decisions=decisions)
+        lists = Lists(database)
+        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails, lists=lists, decisions=decisions)
     finally:
         await database.close()
 

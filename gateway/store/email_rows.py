@@ -116,46 +116,14 @@ def record_of(row: Row) -> RecipientRecord:
     return RecipientRecord(disposition=Disposition(row.disposition), reply=reply_of(row), **values)
 
 
-def list_emails(
-    connection: sa.Connection,
-    *,
-    id: str | None = None,
-    recipient: str | None = None,
-    disposition: str | None = None,
-    template: str | None = None,
-    stream: str | None = None,
-    limit: int | None = None,
-) -> list[dict[str, Any]]:
-    """The newest `limit` (email, recipient) pairs, oldest first, ready for JSON; requests rejected stand among them.
-
-    `id` may be the beginning of one.
-    """
-    wanted = {
-        email_recipients.c.recipient: recipient,
-        email_recipients.c.disposition: disposition,
-        emails.c.template: template,
-        emails.c.stream: stream,
-    }
-    query = ROWS.add_columns(emails.c.template, emails.c.subject, emails.c.accepted_at)
-    query = query.where(*(column == value for column, value in wanted.items() if value is not None))
-    if id is not None:
-        query = query.where(emails.c.id.startswith(id, autoescape=True))
-    newest = (emails.c.accepted_at.desc(), emails.c.id.desc(), email_recipients.c.position.desc())
-    lines = [_line(row) for row in connection.execute(query.order_by(*newest).limit(limit))]
-    if disposition in (None, Disposition.REJECTED) and (recipient, template, stream) == (None, None, None):
-        lines += _rejected_lines(connection, id=id, limit=limit)
-    lines.reverse()
-    lines.sort(key=lambda line: str(line["accepted_at"]))
-    return lines if limit is None else lines[-limit:]
-
-
 def email_story(connection: sa.Connection, email_id: str) -> dict[str, Any] | None:
     """Everything about one email, or about the request that never became one, ready for JSON."""
     email = connection.execute(sa.select(emails).where(emails.c.id == email_id)).mappings().first()
     steps = timeline.story(connection, email_id)
     if email is None:
-        lines = _rejected_lines(connection, id=email_id, limit=None)
-        return lines[0] | {"timeline": steps} if lines else None
+        query = sa.select(rejections).where(rejections.c.request_id == email_id)
+        row = connection.execute(query.order_by(rejections.c.rejected_at.desc()).limit(1)).first()
+        return None if row is None else rejected_line(row) | {"timeline": steps}
     facts = as_json(email)
     for hidden in ("sequence", "content_hash"):
         del facts[hidden]
@@ -163,27 +131,15 @@ def email_story(connection: sa.Connection, email_id: str) -> dict[str, Any] | No
     return facts | {"recipients": told, "timeline": steps}
 
 
-def _line(row: Row) -> dict[str, Any]:
-    names = ("email_id", "recipient", "disposition", "reason", "template", "stream", "attempts", "copies", "relay")
-    more = ("message_id", "next_attempt_at", "accepted_at", "subject")
-    values = {name: getattr(row, name) for name in (*names, *more)}
-    reply = reply_of(row)
-    told = {"reply": str(reply) if reply else "", "enhanced_status": row.reply_enhanced}
-    return {"id": values.pop("email_id")} | as_json(values) | told
-
-
-def _rejected_lines(connection: sa.Connection, *, id: str | None, limit: int | None) -> list[dict[str, Any]]:
-    query = sa.select(rejections).order_by(rejections.c.rejected_at.desc()).limit(limit)
-    if id is not None:
-        query = query.where(rejections.c.request_id.startswith(id, autoescape=True))
+def rejected_line(row: Row) -> dict[str, Any]:
+    """What is told of a request that never became an email, in the form of the list of emails."""
     empty = dict.fromkeys(("recipient", "template", "stream", "relay", "message_id", "subject", "reply"), "")
-    return [
+    return (
         {"id": row.request_id}
         | empty
         | {"disposition": str(Disposition.REJECTED), "reason": row.reason, "attempts": 0, "copies": 0}
-        | {"next_attempt_at": None, "accepted_at": row.rejected_at.isoformat(), "enhanced_status": ""}
-        for row in connection.execute(query)
-    ]
+        | {"next_attempt_at": None, "accepted_at": row.rejected_at.isoformat(), "enhanced_status": "", "app": row.app}
+    )
 
 
 def _recipient_told(row: Row) -> dict[str, Any]:

@@ -396,10 +396,6 @@ class DatabaseLedger:
 
     # looking
 
-    async def list_emails(self, **filters: Any) -> list[dict[str, Any]]:
-        """One line per (email, recipient), oldest first; filters as in `email_rows.list_emails`."""
-        return await self._database.read(lambda connection: rows.list_emails(connection, **filters))
-
     async def story(self, email_id: str) -> dict[str, Any] | None:
         """Everything about one email, ready for JSON."""
         return await self._database.read(lambda connection: rows.email_story(connection, email_id))

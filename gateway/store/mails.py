@@ -78,7 +78,7 @@ class StoredMail:
 
 
 class Mails:
-    """The verbs of inbound work, and the lists."""
+    """The verbs of inbound work, and the stories."""
 
     def __init__(self, database: Database, blobs: BlobStore, *, clock: Clock, hostname: str) -> None:
         self._database = database
@@ -250,39 +250,9 @@ class Mails:
 
         return await self._database.read(work)
 
-    async def list_mails(
-        self,
-        *,
-        id: str | None = None,
-        mail_from: str | None = None,
-        rcpt_to: str | None = None,
-        mailbox: str | None = None,
-        disposition: str | None = None,
-        limit: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """The newest `limit` (mail, recipient) pairs, oldest first, ready for JSON; `id` may be the beginning of one."""
-        query = _LIST if id is None else _LIST.where(mails.c.id.startswith(id, autoescape=True))
-        wanted = {
-            mails.c.mail_from: mail_from,
-            deliveries.c.rcpt_to: rcpt_to,
-            deliveries.c.mailbox: mailbox,
-            deliveries.c.disposition: disposition,
-        }
-        query = query.where(*(column == value for column, value in wanted.items() if value is not None)).limit(limit)
-        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [as_json(row) for row in reversed(rows)]
-
     async def story(self, mail_id: str) -> dict[str, Any] | None:
         """Everything about one mail, ready for JSON."""
         return await self._database.read(lambda connection: _story(connection, mail_id))
-
-    async def list_posts(
-        self, *, id: str | None = None, mailbox: str | None = None, limit: int | None = None
-    ) -> list[dict[str, Any]]:
-        """The newest `limit` posts, oldest first, ready for JSON."""
-        return await self._database.read(
-            lambda connection: posts.list_posts(connection, id=id, mailbox=mailbox, limit=limit)
-        )
 
     async def post(self, post_id: str) -> dict[str, Any] | None:
         """One post with its attachments, ready for JSON."""
@@ -383,26 +353,6 @@ class Mails:
 
 
 _STORED = sa.select(mails, mail_octets.c.octets, mail_octets.c.blob).join_from(mails, mail_octets)
-_LIST = (
-    sa.select(
-        mails.c.id,
-        mails.c.received_at,
-        mails.c.mail_from,
-        deliveries.c.rcpt_to,
-        deliveries.c.mailbox,
-        deliveries.c.disposition,
-        deliveries.c.reason,
-        mails.c.sha256,
-        mails.c.size,
-        mails.c.subject,
-        deliveries.c.post_id,
-        deliveries.c.duplicate_of,
-        deliveries.c.attempts,
-        deliveries.c.next_attempt_at,
-    )
-    .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
-    .order_by(mails.c.received_at.desc(), mails.c.id.desc(), deliveries.c.position.desc(), deliveries.c.id.desc())
-)
 
 
 def _insert_mail(

@@ -114,22 +114,6 @@ def thread(connection: sa.Connection, thread_id: str) -> list[dict[str, Any]]:
     return [as_json(row) for row in connection.execute(query).mappings()]
 
 
-def list_posts(
-    connection: sa.Connection, *, id: str | None = None, mailbox: str | None = None, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """The newest `limit` posts (all where None), oldest first, ready for JSON."""
-    counted = sa.select(sa.func.count()).where(attachments.c.post_id == posts.c.id).correlate(posts).scalar_subquery()
-    query = sa.select(
-        posts.c.id, posts.c.mailbox, posts.c.author, posts.c.title, posts.c.created_at, counted.label("attachments")
-    ).order_by(posts.c.created_at.desc(), posts.c.id.desc())
-    if id is not None:
-        query = query.where(posts.c.id.startswith(id, autoescape=True))
-    if mailbox is not None:
-        query = query.where(posts.c.mailbox == mailbox)
-    rows = connection.execute(query.limit(limit)).mappings().all()
-    return [as_json(row) for row in reversed(rows)]
-
-
 def post(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
     """One post with its attachments, ready for JSON."""
     row = connection.execute(sa.select(posts).where(posts.c.id == post_id)).mappings().first()

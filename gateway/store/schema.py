@@ -135,7 +135,7 @@ mails = sa.Table(
     _text("content_key"),
     _text("subject"),
     _count("sequence"),
-    sa.Index(None, "received_at"),
+    sa.Index(None, "received_at", "id"),
     sa.Index(None, "content_key"),
 )
 
@@ -189,7 +189,8 @@ posts = sa.Table(
     _text("message_id"),
     _text("subject_key"),
     _text("author_key"),
-    sa.Index(None, "mailbox", "created_at"),
+    sa.Index(None, "created_at", "id"),
+    sa.Index(None, "mailbox", "created_at", "id"),
     sa.Index(None, "mail_id"),
     sa.Index(None, "thread_id"),
     sa.Index(None, "message_id"),
@@ -246,7 +247,7 @@ emails = sa.Table(
     sa.Column("send_at", UtcDateTime),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     _count("sequence"),
-    sa.Index(None, "accepted_at"),
+    sa.Index(None, "accepted_at", "id"),
 )
 
 email_octets = sa.Table(

@@ -29,6 +29,7 @@ from gateway.queue.worker import work
 from gateway.runtime import Stop, utc_now
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import Database, open_database
+from gateway.store.lists import Lists
 from gateway.store.mails import Mails
 
 ROUTES = (
@@ -53,6 +54,11 @@ class House:
     mails: Mails | None = None
     database: Database | None = None
     ingest: Ingest | None = None
+
+    @property
+    def lists(self) -> Lists:
+        assert self.database is not None
+        return Lists(self.database)
 
     def intake(self, **values: Any) -> Intake:
         kept = {"data_dir": self.folder, "clock": utc_now, "log": self.log} | values
@@ -126,11 +132,10 @@ class House:
 
     async def rows(self, is_complete: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
         """Waits until the list of mails is as wanted and returns it."""
-        assert self.mails is not None
         assert self.database is not None
         async with asyncio.timeout(WAIT_SECONDS), self.database.bell() as bell:
             while True:
-                rows = await self.mails.list_mails()
+                rows = await self.lists.newest("mails")
                 if is_complete(rows):
                     return rows
                 await bell.wait(0.5)

@@ -88,7 +88,7 @@ async def test_the_same_id_is_recorded_once_and_other_content_is_a_conflict(hous
     assert [answer.status for answer in answers] == ["accepted", "accepted"]
     assert (other.status, other.errors) == ("conflict", ("id: is taken by a post with other content",))
     assert house.mails is not None
-    assert [post["title"] for post in await house.mails.list_posts()] == ["One"]
+    assert [post["title"] for post in await house.lists.newest("posts")] == ["One"]
 
 
 async def test_a_bad_post_is_answered_with_every_problem(house: House) -> None:

@@ -15,6 +15,7 @@ import store_children
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import Database, open_database
 from gateway.store.emails import DatabaseLedger
+from gateway.store.lists import Lists
 from gateway.store.mails import Mails
 
 
@@ -56,6 +57,11 @@ def ledger(database: Database, blobs: FileBlobStore, clock: Clock) -> DatabaseLe
 @pytest.fixture
 def mails(database: Database, blobs: FileBlobStore, clock: Clock) -> Mails:
     return Mails(database, blobs, clock=clock, hostname="mx.test")
+
+
+@pytest.fixture
+def lists(database: Database) -> Lists:
+    return Lists(database)
 
 
 @pytest.fixture
