@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
+    from gateway.mail.tokens import Tokens
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
@@ -74,14 +75,20 @@ def router(settings: Settings, support: Support | None = None) -> Any:
 
 
 def open_support(settings: Settings, *, is_look: bool = False) -> Support:
-    """The mailbox `support` with the keys of its reply addresses, made at the first start; a look keeps what it makes."""
+    """The mailbox `support`; its reply addresses are signed."""
     from gateway.inbound.mailboxes.support import Support
+
+    return Support(open_tokens(settings, is_look=is_look))
+
+
+def open_tokens(settings: Settings, *, is_look: bool = False) -> Tokens:
+    """The keys of signed addresses and links, made at the first start; a look keeps what it makes."""
     from gateway.mail.tokens import Tokens
     from gateway.store.key_file import new_key, read_keys
 
     path = settings.data_dir / "tokens.key"
     try:
-        return Support(Tokens([new_key()] if is_look and not path.exists() else read_keys(path)))
+        return Tokens([new_key()] if is_look and not path.exists() else read_keys(path))
     except ValueError as error:
         raise SettingsError([Problem("data_dir", str(error))]) from None
 

@@ -65,6 +65,11 @@ class Parts:
     async def pool(self, stack: AsyncExitStack) -> RelayPool:
         return await self._once("pool", stack, lambda: open_pool(self.settings, self.log))
 
+    @property
+    def sending_pool(self) -> RelayPool | None:
+        """The relays, where a service of this process sends (services that send are built first)."""
+        return self._open.get("pool")
+
     async def _once(self, name: str, stack: AsyncExitStack, build: Callable[[], AbstractAsyncContextManager[T]]) -> T:
         if name not in self._open:
             self._open[name] = await stack.enter_async_context(build())

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from gateway.app.making import listen_on, naming_the_key
+from gateway.app.pages import build_desk
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
@@ -75,9 +76,10 @@ async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
 async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.store.migrations import current_version
     from gateway.web.api import create_api, serve_api
+    from gateway.web.pages import create_pages
 
     settings = parts.settings
-    broker, store = await parts.queue(stack), await parts.store(stack)
+    broker, store, desk = await parts.queue(stack), await parts.store(stack), await build_desk(parts, stack)
     listener = listen_on("web_listen", settings.web_listen)
     stack.callback(listener.close)
     client = await stack.enter_async_context(Client(broker=broker))
@@ -97,7 +99,10 @@ async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
         readiness=readiness,
     )
 
+    api.include_router(create_pages(desk))
+
     async def service(stop: Stop) -> None:
+        desk.live.end_with(stop)
         await serve_api(api, listener, stop, grace_seconds=settings.limits.grace)
 
     return service

@@ -1,1 +1,33 @@
-"""The pages: server-rendered, readable without JavaScript; nobody should have to ask what became of a mail."""
+"""The pages: server-rendered, readable without JavaScript; nobody should have to ask what became of a mail.
+
+Flow: browser → guard (who asks) → here → store, queue and the operator's desk.  Each subject is a module with `add_routes`;
+`view` has the templates and headers, `live` what moves.  Promises: strict Content-Security-Policy on every answer, nothing
+inline, nothing from elsewhere; what strangers wrote is text, or stands in a frame that can do nothing.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from gateway.web.pages import captured, emails, mails, overview, posts, status, waiting
+from gateway.web.pages.desk import Desk, NoSuchPage, page_route
+from gateway.web.pages.view import static_files, static_response
+
+__all__ = ["Desk", "create_pages"]
+
+
+def create_pages(desk: Desk) -> APIRouter:
+    """The routes of all pages, for the application to include."""
+    router = APIRouter(route_class=page_route(desk.view), include_in_schema=False)
+    files = static_files()
+
+    @router.get("/static/{path:path}")
+    async def static(path: str) -> Response:
+        if path not in files:
+            raise NoSuchPage("there is no such file")
+        return static_response(*files[path])
+
+    for subject in (overview, mails, emails, posts, captured, waiting, status):
+        subject.add_routes(router, desk)
+    return router

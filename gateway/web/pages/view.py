@@ -39,6 +39,10 @@ _EVERYWHERE = {
     "X-DNS-Prefetch-Control": "off",
 }
 _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "h"), (60, "min"), (1, "s"))
+_TONES = dict.fromkeys(("delivered", "relayed"), "good")
+_TONES |= dict.fromkeys(("held", "delayed", "unknown"), "warn")
+_TONES |= dict.fromkeys(("failed", "dead", "rejected", "expired", "bounced", "complained"), "bad")
+_TONES |= dict.fromkeys(("pending", "sending"), "start")
 _INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
@@ -56,8 +60,10 @@ class View:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters.update(when=self.when, size=size, duration=duration, ident=ident, query=query)
-        self._environment.globals.update(version=static_version())
+        self._environment.filters.update(
+            when=self.when, exact=exact, size=size, duration=duration, ident=ident, query=query
+        )
+        self._environment.globals.update(version=static_version(), tone=tone)
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """A whole page, or a piece of one, as a response."""
@@ -78,11 +84,18 @@ class View:
         """A moment as people say it, exact in the title."""
         if not moment:
             return Markup("–")
-        at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        at = at.astimezone(UTC)
-        exact = f"{at:%Y-%m-%d %H:%M:%S} UTC"
+        at = _moment(moment)
         template = Markup('<time datetime="{}" title="{}">{}</time>')
-        return template.format(at.isoformat(), exact, _relative(at - self._clock()))
+        return template.format(at.isoformat(), exact(at), _relative(at - self._clock()))
+
+
+def exact(moment: datetime | str) -> str:
+    """A moment to the second."""
+    return f"{_moment(moment):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _moment(moment: datetime | str) -> datetime:
+    return (datetime.fromisoformat(moment) if isinstance(moment, str) else moment).astimezone(UTC)
 
 
 def _relative(distance: timedelta) -> str:
@@ -119,6 +132,11 @@ def size(octets: int) -> str:
 def ident(identity: str) -> Markup:
     """An id that looks short and is copied whole (one click selects it)."""
     return Markup('<code class="id" title="{0}">{0}</code>').format(identity)
+
+
+def tone(disposition: str) -> str:
+    """How a disposition is coloured; its word always stands beside the colour."""
+    return _TONES.get(disposition, "plain")
 
 
 def query(values: Mapping[str, Any], **changes: Any) -> str:
