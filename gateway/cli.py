@@ -27,7 +27,11 @@ EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+users = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="People who may log in to the pages.")
+keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Keys of apps for the API.")
 cli.add_typer(dead, name="dead")
+cli.add_typer(users, name="users")
+cli.add_typer(keys, name="keys")
 cli.add_typer(templates, name="templates")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -383,6 +387,91 @@ def templates_check(context: Context) -> None:
     problems = _run(commands.check_templates(_settings(context)))
     if problems:
         raise typer.Exit(_fail(EXIT_NO, problems))
+
+
+@users.command("add")
+def users_add(context: Context, name: str) -> None:
+    """Makes a user; the password is asked for, or read from stdin. The first one closes the gateway to everybody else."""
+    from gateway import commands
+
+    if not _run(commands.add_user(_settings(context), name, _password())):
+        raise _no(f"there is a user {name} already; gateway users password {name}")
+
+
+@users.command("invite")
+def users_invite(context: Context, name: str) -> None:
+    """Prints a link with which somebody becomes this user: good once, for a day."""
+    from gateway import commands
+
+    print(_run(commands.invite(_settings(context), name)))  # noqa: T201
+
+
+@users.command("list")
+def users_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists users."""
+    _list(context, "users", ["name", "created_at", "sessions"], {}, as_json)
+
+
+@users.command("password")
+def users_password(context: Context, name: str) -> None:
+    """Gives a user another password and ends all his sessions."""
+    from gateway import commands
+
+    if not _run(commands.set_password(_settings(context), name, _password())):
+        raise _no(f"no user {name}")
+
+
+@users.command("remove")
+def users_remove(context: Context, name: str) -> None:
+    """Removes a user with all his sessions."""
+    from gateway import commands
+
+    if not _run(commands.remove_user(_settings(context), name)):
+        raise _no(f"no user {name}")
+
+
+def _password() -> str:
+    """A new password: asked for twice at a terminal, else the first line of stdin."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+@keys.command("add")
+def keys_add(
+    context: Context,
+    app: Annotated[str, typer.Argument(help="The app's name, told with everything it asks for.")],
+    scope: Annotated[list[str] | None, typer.Option(help="send (default), read or admin; repeat for more.")] = None,
+) -> None:
+    """Makes a key for an app and prints it, this once. The first one closes the gateway to everybody else."""
+    from gateway import commands
+
+    print(_run(commands.add_key(_settings(context), app, scope or ["send"])))  # noqa: T201
+
+
+@keys.command("list")
+def keys_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists keys by their beginnings; revoked ones stay listed."""
+    _list(context, "keys", ["prefix", "app", "scopes", "created_at", "revoked_at"], {}, as_json)
+
+
+@keys.command("revoke")
+def keys_revoke(context: Context, prefix: str) -> None:
+    """Ends a key at once."""
+    from gateway import commands
+
+    if not _run(commands.revoke_key(_settings(context), prefix)):
+        raise _no(f"no key {prefix.rpartition('_')[0] if len(prefix) > 20 else prefix} that is good")
+
+
+@cli.command()
+def schema(
+    context: Context, name: Annotated[str, typer.Argument(help="email.send, post.create, event, asyncapi or openapi.")]
+) -> None:
+    """Prints what a contract demands, as JSON Schema, AsyncAPI or OpenAPI."""
+    from gateway import commands
+
+    print(json.dumps(commands.schema(name), indent=2, ensure_ascii=False))  # noqa: T201
 
 
 @cli.command("settings")

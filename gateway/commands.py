@@ -16,6 +16,7 @@ from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable
 from gateway.mail.ids import new_id
+from gateway.mail.tokens import INVITATION
 from gateway.runtime import utc_now
 from gateway.settings import Settings
 
@@ -70,6 +71,8 @@ async def rows(settings: Settings, kind: Any, filters: Mapping[str, Any]) -> lis
     async with _existing_store(settings) as store:
         if store is None:
             return []
+        if kind in {"users", "keys"}:
+            return await (store.access.users() if kind == "users" else store.access.keys())
         return await store.lists.newest(kind, **filters)
 
 
@@ -192,6 +195,64 @@ async def doctor(settings: Settings) -> list[Finding]:
         findings += await _look_at_queue(settings)
     findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
     return findings
+
+
+def schema(name: str) -> dict[str, Any]:
+    """A contract as JSON Schema, `asyncapi` or `openapi`; raises PermanentFailure for a name that is none."""
+    from gateway.contract.documents import MODELS, asyncapi, json_schema
+
+    if name == "openapi":
+        from gateway.web.api import described_api, openapi_document
+
+        return openapi_document(described_api())
+    if name == "asyncapi":
+        return asyncapi()
+    if name not in MODELS:
+        raise PermanentFailure(f"no schema {name!r}; there are {', '.join((*MODELS, 'asyncapi', 'openapi'))}")
+    return json_schema(name)
+
+
+async def add_user(settings: Settings, name: str, password: str) -> bool:
+    """Makes a user; False where the name is taken."""
+    from gateway.web.passwords import Passwords
+
+    kept = await Passwords().keep(password)
+    async with open_store(settings) as store:
+        return await store.access.add_user(name, kept)
+
+
+async def set_password(settings: Settings, name: str, password: str) -> bool:
+    """Gives a user another password and ends his sessions; False where there is no such user."""
+    from gateway.web.passwords import Passwords
+
+    kept = await Passwords().keep(password)
+    async with open_store(settings) as store:
+        return await store.access.set_password(name, kept)
+
+
+async def remove_user(settings: Settings, name: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.access.remove_user(name)
+
+
+async def invite(settings: Settings, name: str) -> str:
+    """A link with which somebody chooses the password of a new user: good once, for a day."""
+    tokens = app.open_tokens(settings)
+    async with open_store(settings) as store:
+        invitation_id = await store.access.invite(name)
+    base = settings.public_url or f"http://{settings.web_listen}"
+    return f"{base}/invitation/{tokens.sign(INVITATION, invitation_id)}"
+
+
+async def add_key(settings: Settings, app_name: str, scopes: Sequence[str]) -> str:
+    """Makes a key for an app and returns it: the only time it is told."""
+    async with open_store(settings) as store:
+        return await store.access.add_key(app_name, scopes)
+
+
+async def revoke_key(settings: Settings, prefix: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.access.revoke_key(prefix)
 
 
 @asynccontextmanager

@@ -115,6 +115,18 @@ class MailLog:
     def relay_resumed(self, relay: str) -> None:
         self._say("relay-resumed", relay=relay)
 
+    # the web
+
+    def logged_in(self, user: str, *, client: str) -> None:
+        self._say("logged-in", user=user, client=client)
+
+    def login_refused(self, *, client: str, why: str) -> None:
+        """Never the name as typed: people type their password there."""
+        self._say("login-refused", "warning", client=client, why=why)
+
+    def web_fault(self, *, method: str, route: str, error: BaseException) -> None:
+        self._say("web-fault", "error", method=method, route=route, error=told(error))
+
     # the machine
 
     def handler_failed(self, queue: str, ticket_id: str, *, error: BaseException, next_step: str) -> None:

@@ -99,6 +99,12 @@ class LimitsTable(_Table):
     handler: Seconds = 900.0
 
 
+def _public_url(value: Any) -> Any:
+    if isinstance(value, str) and value and not re.fullmatch(r"https?://[^/?#@\s]+/?", value):
+        raise ValueError(f"{value!r} is not http://HOST[:PORT] or https://HOST[:PORT]")
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
 class Settings(_Table):
     """Every key, its default and its meaning."""
 
@@ -116,6 +122,10 @@ class Settings(_Table):
     )
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
+    public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
+        "", description="the URL people use to reach the pages, where a proxy stands before us"
+    )
+    trusted_hosts: tuple[str, ...] = Field((), description="proxies whose X-Forwarded-For and -Proto we believe")
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
     domains: tuple[str, ...] = Field((), description="the domains we take mail for; default: localhost")
     retry_ladder: str = Field("1m 5m 15m 1h*2 4h*3 12h*9", description="what waits after each unsuccessful attempt")

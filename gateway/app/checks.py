@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import blobs_folder, ladder, mailboxes, relay_spec, router
+from gateway.app.making import blobs_folder, ladder, mailboxes, our_names, relay_spec, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.store.access import Access
 
 
 def check_values(settings: Settings) -> None:
@@ -26,6 +29,7 @@ def check_values(settings: Settings) -> None:
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
         ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("trusted_hosts", lambda: our_names(settings)),
         ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
@@ -36,13 +40,18 @@ def check_values(settings: Settings) -> None:
             problems += error.problems
         except ValueError as error:
             problems.append(Problem(key, str(error)))
-    if not _is_loopback(settings.web_listen):
-        text = "listening beyond loopback needs a user, which this version does not have yet"
-        problems.append(Problem("web_listen", f"{settings.web_listen}: {text}"))
     if settings.templates_dir is not None and not settings.templates_dir.is_dir():
         problems.append(Problem("templates_dir", f"{settings.templates_dir} is not a folder"))
     if problems:
         raise SettingsError(problems)
+
+
+async def refuse_open_house(settings: Settings, access: Access) -> None:
+    """Raises SettingsError where others than this machine's people would find a house without a user."""
+    if _is_loopback(settings.web_listen) or await access.is_entered():
+        return
+    text = "listening beyond loopback needs a user: gateway users add NAME, or gateway users invite NAME for a link"
+    raise SettingsError([Problem("web_listen", f"{settings.web_listen}: {text}")])
 
 
 def _is_loopback(listen: str) -> bool:

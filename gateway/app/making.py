@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
+    from gateway.store.access import Access
     from gateway.store.blobs import FileBlobStore
     from gateway.store.database import Database
     from gateway.store.decisions import Decisions
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
     from gateway.watch.operator import Operator
+    from gateway.web.provenance import OurNames
 
 _PACKAGE = Path(__file__).parent.parent
 SHIPPED_TEMPLATES = (_PACKAGE / "shipped_templates", _PACKAGE.parent / "templates")
@@ -48,8 +50,9 @@ class Store:
     blobs: FileBlobStore
     ledger: DatabaseLedger
     mails: Mails
-    decisions: Decisions
     lists: Lists
+    access: Access
+    decisions: Decisions
 
 
 def relay_spec(table: Any) -> Any:
@@ -74,15 +77,16 @@ def router(settings: Settings, support: Support | None = None) -> Any:
     return Router(routes, domains=settings.domains, refusals={"support": support.refusal} if support else None)
 
 
-def open_support(settings: Settings, *, is_look: bool = False) -> Support:
-    """The mailbox `support`; its reply addresses are signed."""
-    from gateway.inbound.mailboxes.support import Support
+def our_names(settings: Settings) -> OurNames:
+    """The names that lead to the web service, and the proxies it believes."""
+    from gateway.web.provenance import OurNames, parse_networks
 
-    return Support(open_tokens(settings, is_look=is_look))
+    trusted = parse_networks(settings.trusted_hosts)
+    return OurNames(names=frozenset({settings.hostname.lower()}), public_url=settings.public_url, trusted=trusted)
 
 
 def open_tokens(settings: Settings, *, is_look: bool = False) -> Tokens:
-    """The keys of signed addresses and links, made at the first start; a look keeps what it makes."""
+    """What signs our addresses and links, its keys made at the first start; a look keeps what it makes."""
     from gateway.mail.tokens import Tokens
     from gateway.store.key_file import new_key, read_keys
 
@@ -91,6 +95,13 @@ def open_tokens(settings: Settings, *, is_look: bool = False) -> Tokens:
         return Tokens([new_key()] if is_look and not path.exists() else read_keys(path))
     except ValueError as error:
         raise SettingsError([Problem("data_dir", str(error))]) from None
+
+
+def open_support(settings: Settings, *, is_look: bool = False) -> Support:
+    """The mailbox `support` with the keys of its reply addresses; a look keeps what it makes."""
+    from gateway.inbound.mailboxes.support import Support
+
+    return Support(open_tokens(settings, is_look=is_look))
 
 
 def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, Any]:
@@ -155,6 +166,7 @@ def open_blobs(settings: Settings) -> FileBlobStore:
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
+    from gateway.store.access import Access
     from gateway.store.database import open_database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
@@ -175,8 +187,15 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         )
         mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
         decisions = Decisions(database, clock=utc_now, hostname=settings.hostname)
-        lists = Lists(database)
-        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails, lists=lists, decisions=decisions)
+        yield Store(
+            database=database,
+            blobs=blobs,
+            ledger=ledger_,
+            mails=mails,
+            lists=Lists(database),
+            access=Access(database, clock=utc_now),
+            decisions=decisions,
+        )
     finally:
         await database.close()
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from gateway.app.checks import refuse_open_house
 from gateway.app.making import listen_on, naming_the_key
-from gateway.app.pages import build_desk
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
-from gateway.client import Client
 from gateway.maillog import told
 from gateway.runtime import Service, Stop, utc_now
 
@@ -74,36 +72,17 @@ async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
 
 
 async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
-    from gateway.store.migrations import current_version
-    from gateway.web.api import create_api, serve_api
-    from gateway.web.pages import create_pages
+    from gateway.app.web import open_web
+    from gateway.web.serve import serve_http
 
     settings = parts.settings
-    broker, store, desk = await parts.queue(stack), await parts.store(stack), await build_desk(parts, stack)
+    await refuse_open_house(settings, (await parts.store(stack)).access)
     listener = listen_on("web_listen", settings.web_listen)
     stack.callback(listener.close)
-    client = await stack.enter_async_context(Client(broker=broker))
-    templates = parts.templates()
-
-    async def readiness() -> list[str]:
-        looks = {"queue": broker.depths(), "store": current_version(store.database)}
-        found = await asyncio.gather(*looks.values(), return_exceptions=True)
-        return [
-            f"{name}: {fault}" for name, fault in zip(looks, found, strict=True) if isinstance(fault, BaseException)
-        ]
-
-    api = create_api(
-        submit=client,
-        check=lambda email: list(templates.problems(email.template, email.params)) if email.template else [],
-        story=store.ledger.story,
-        readiness=readiness,
-    )
-
-    api.include_router(create_pages(desk))
+    web = await open_web(parts, stack)
 
     async def service(stop: Stop) -> None:
-        desk.live.end_with(stop)
-        await serve_api(api, listener, stop, grace_seconds=settings.limits.grace)
+        await serve_http(web.app, listener, stop, grace_seconds=settings.limits.grace, on_stop=web.close)
 
     return service
 

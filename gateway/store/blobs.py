@@ -3,20 +3,21 @@
 `put` returns when the octets are on disk under their name (written aside, fsynced, renamed, folders fsynced).  A put of
 what is there already renews its age, so that a collector never takes what somebody just relied on.
 Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
-Limits: octets pass through memory whole; the file store is for one machine.
+Limits: octets pass through memory whole, except in `put_stream`; the file store is for one machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from gateway.errors import StoreUnavailable
 from gateway.runtime import failpoint
@@ -31,6 +32,10 @@ class BlobStore(Protocol):
 
     async def put(self, octets: bytes) -> str:
         """Keeps the octets durably and returns their digest; raises StoreUnavailable."""
+        ...
+
+    async def put_stream(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        """As `put` for octets that come bit by bit; returns digest and size. What the chunks raise leaves nothing behind."""
         ...
 
     async def get(self, digest: str) -> bytes:
@@ -56,6 +61,24 @@ class FileBlobStore:
 
     async def put(self, octets: bytes) -> str:
         return await self._in_thread(lambda: self._put(octets))
+
+    async def put_stream(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        number, name = await self._in_thread(self._new_file)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with os.fdopen(number, "wb") as file:
+                async for chunk in chunks:
+                    digest.update(chunk)
+                    size += len(chunk)
+                    await self._in_thread(functools.partial(file.write, chunk))
+                await self._in_thread(lambda: _flush(file))
+            text = f"sha256:{digest.hexdigest()}"
+            await self._in_thread(lambda: self._take_in(name, self._path(text), size))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+        return text, size
 
     async def get(self, digest: str) -> bytes:
         return await self._in_thread(lambda: self._get(digest))
@@ -84,29 +107,32 @@ class FileBlobStore:
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if _size(path) == len(octets):
-            os.utime(path)
-            # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
-            _sync_folder(path.parent)
+        if _is_kept(path, len(octets)):
             return digest
-        _make_folder(path.parent)
-        _make_folder(self._folder / _UNFINISHED)
-        self._write(path, octets)
-        return digest
-
-    def _write(self, path: Path, octets: bytes) -> None:
-        number, name = tempfile.mkstemp(dir=self._folder / _UNFINISHED)
+        number, name = self._new_file()
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(octets)
-                file.flush()
-                os.fsync(file.fileno())
-            failpoint("blobs.before_rename")
-            os.rename(name, path)
+                _flush(file)
+            self._take_in(name, path, len(octets))
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
             raise
+        return digest
+
+    def _new_file(self) -> tuple[int, str]:
+        _make_folder(self._folder / _UNFINISHED)
+        return tempfile.mkstemp(dir=self._folder / _UNFINISHED)
+
+    def _take_in(self, name: str, path: Path, size: int) -> None:
+        """Gives a finished file its name, if that is not there already."""
+        if _is_kept(path, size):
+            os.unlink(name)
+            return
+        _make_folder(path.parent)
+        failpoint("blobs.before_rename")
+        os.rename(name, path)
         _sync_folder(path.parent)
         failpoint("blobs.after_rename")
 
@@ -120,6 +146,21 @@ class FileBlobStore:
 def digest_of(octets: bytes) -> str:
     """The name of these octets."""
     return "sha256:" + hashlib.sha256(octets).hexdigest()
+
+
+def _is_kept(path: Path, size: int) -> bool:
+    """Whether the blob is there; if so its age is renewed."""
+    if _size(path) != size:
+        return False
+    os.utime(path)
+    # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
+    _sync_folder(path.parent)
+    return True
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _size(path: Path) -> int | None:

@@ -258,6 +258,12 @@ class Mails:
         """One post with its attachments, ready for JSON."""
         return await self._database.read(lambda connection: posts.post(connection, post_id))
 
+    async def attachment(self, attachment_id: str, *, rendition: str = "") -> posts.FoundAttachment | None:
+        """Where the octets of an attachment are, or with `rendition` those of the picture of that kind made of it."""
+        return await self._database.read(
+            lambda connection: posts.find_attachment(connection, attachment_id, rendition=rendition)
+        )
+
     async def post_story(self, post_id: str) -> dict[str, Any] | None:
         """One post and its timeline, ready for JSON."""
 

@@ -129,6 +129,29 @@ def post(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
     return facts | {"attachments": items}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundAttachment:
+    """Where the octets of an attachment, or of a picture made of it, are, and what they are."""
+
+    sha256: str
+    filename: str
+    content_type: str
+
+
+def find_attachment(connection: sa.Connection, attachment_id: str, *, rendition: str) -> FoundAttachment | None:
+    """The attachment itself, or with `rendition` the picture of that kind; None where there is none."""
+    known = attachments.c.id == attachment_id
+    if not rendition:
+        query = sa.select(attachments.c.sha256, attachments.c.filename, attachments.c.sniffed.label("content_type"))
+    else:
+        query = sa.select(renditions.c.sha256, attachments.c.filename, renditions.c.content_type)
+        query = query.join(attachments, attachments.c.id == renditions.c.attachment_id).where(
+            renditions.c.kind == rendition
+        )
+    row = connection.execute(query.where(known)).mappings().first()
+    return None if row is None else FoundAttachment(**row)
+
+
 def known_or_conflict(connection: sa.Connection, origin: Origin) -> Acceptance | None:
     """What an app's request is that has come before; None for a new one."""
     query = sa.select(posts.c.app, posts.c.content_hash).where(posts.c.id == origin.post_id)

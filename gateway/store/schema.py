@@ -309,6 +309,45 @@ timeline = sa.Table(
     sa.Index(None, "subject", "id"),
 )
 
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("password_hash", Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("token_hash", Text, primary_key=True),
+    sa.Column("user_name", Text, sa.ForeignKey("users.name"), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Index(None, "user_name"),
+    sa.Index(None, "seen_at"),
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("user_name", Text, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("used_at", UtcDateTime),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("prefix", Text, primary_key=True),
+    sa.Column("secret_hash", Text, nullable=False),
+    _text("app"),
+    sa.Column("scopes", Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("revoked_at", UtcDateTime),
+)
+
 outbox = sa.Table(
     "outbox",
     metadata,

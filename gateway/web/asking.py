@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 FORM_FIELD = "form_token"
 FORM_HEADER = "x-form-token"
-SCOPES = ("send", "read", "admin")
 _KEY = "gateway.asking"
 
 
@@ -59,7 +58,8 @@ class Asking:
     asker: Asker | None
     client: str
     is_https: bool = False
-    form_token: str = ""
+    form_token: str = field(default="", repr=False)
+    session: str = field(default="", repr=False)
 
 
 class NotAllowed(Exception):

@@ -75,6 +75,7 @@ def sanitise(html: str, *, styled: bool = False) -> str:
     return nh3.clean(
         html,
         tags=set(_STYLED_TAGS if styled else _TAGS),
+        clean_content_tags={"script", "style", "title"},
         attributes=_STYLED_ATTRIBUTES if styled else _ATTRIBUTES,
         attribute_filter=_keep,
         filter_style_properties=_STYLE_PROPERTIES if styled else None,

@@ -13,6 +13,7 @@ from gateway.store.lists import Page
 
 PAGE_LINES = 50
 _MAX_CHARACTERS = 200
+_IN_SIGHT = {"text", "disposition"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,10 @@ class Asked:
     filters: dict[str, str | None]
     page: Page
 
-    @property
-    def is_filtered(self) -> bool:
-        return any(value for name, value in self.wanted.items() if name != "after")
-
     def values(self) -> dict[str, Any]:
-        return {"wanted": self.wanted, "is_filtered": self.is_filtered}
+        """For the template: `is_narrowed` says that one of the filters is set that are folded away otherwise."""
+        is_set = {name for name, value in self.wanted.items() if value and name != "after"}
+        return {"wanted": self.wanted, "is_filtered": bool(is_set), "is_narrowed": bool(is_set - _IN_SIGHT)}
 
 
 def asked(request: Request, names: Sequence[str], *, limit: int = PAGE_LINES) -> Asked:

@@ -10,15 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 
 from gateway import __version__
 from gateway.errors import PermanentFailure, TransientFailure
-from gateway.web.asking import ApiKey, NotAllowed, User, asker_of, asking_of, form_token, require_form_token
+from gateway.web.asking import (
+    FORM_FIELD,
+    ApiKey,
+    NotAllowed,
+    User,
+    asker_of,
+    asking_of,
+    form_token,
+    require,
+    require_form_token,
+)
+from gateway.web.login import read_form
 from gateway.web.pages.live import Live
 from gateway.web.pages.reading import Reader
 from gateway.web.pages.view import View
@@ -35,7 +46,7 @@ if TYPE_CHECKING:
     from gateway.store.mails import Mails
     from gateway.watch.operator import Operator
 
-MAX_FORM_BYTES = 64 * 1024
+FOR_STRANGERS = ("/static/", "/status/")  # the guard lets anybody ask for these
 SAID = {
     "released": ("good", "Released: it goes its way again."),
     "discarded": ("good", "Discarded. Its octets stay here to be read."),
@@ -50,6 +61,10 @@ SAID = {
 
 class NoSuchPage(Exception):
     """There is nothing of that name; the text says what there is not."""
+
+
+class OurFault(Exception):
+    """Something broke that should not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,24 +143,17 @@ def _rooms(*, held: int, dead: int, captures: bool) -> list[tuple[str, list[tupl
     out = [("Emails", "/emails", 0)] + ([("Captured", "/captured", 0)] if captures else [])
     return [
         ("", [("Overview", "/", 0)]),
+        ("Needs a person", [("Held", "/held", held), ("Dead letters", "/dead", dead)]),
         ("In", [("Mails", "/mails", 0), ("Posts", "/posts", 0), ("Support", "/support", 0)]),
         ("Out", out),
-        ("Needs a person", [("Held", "/held", held), ("Dead letters", "/dead", dead)]),
         ("Machine", [("Queues", "/queues", 0), ("Relays", "/relays", 0)]),
     ]
 
 
-async def read_form(request: Request) -> dict[str, str]:
+async def checked_form(request: Request) -> dict[str, str]:
     """The fields of a form with our token; raises NotAllowed for any other."""
-    octets = await request.body()
-    if len(octets) > MAX_FORM_BYTES:
-        raise NotAllowed("this form is larger than any of ours")
-    try:
-        found = parse_qs(octets.decode("utf-8"), keep_blank_values=True, max_num_fields=50)
-    except ValueError:
-        raise NotAllowed("this is not one of our forms") from None
-    fields = {name: values[-1] for name, values in found.items()}
-    require_form_token(request, fields.get("form_token"))
+    fields = await read_form(request)
+    require_form_token(request, fields.get(FORM_FIELD))
     return fields
 
 
@@ -155,7 +163,7 @@ def done(where: str, said: str) -> Response:
 
 
 def page_route(view: View) -> type[APIRoute]:
-    """The class of all page routes: whatever a handler raises becomes a page."""
+    """The class of all page routes: asks for the right to read, or to act, and turns what a handler raises into a page."""
 
     class PageRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -163,7 +171,11 @@ def page_route(view: View) -> type[APIRoute]:
 
             async def shown(request: Request) -> Response:
                 try:
+                    if not request.url.path.startswith(FOR_STRANGERS):
+                        require(request, "read" if request.method == "GET" else "admin")
                     return await handle(request)
+                except RequestValidationError:
+                    return fault_page(view, request, NoSuchPage("there is nothing of that number"))
                 except (NoSuchPage, NotAllowed, PermanentFailure, TransientFailure, ValueError) as fault:
                     return fault_page(view, request, fault)
 
@@ -175,11 +187,19 @@ def page_route(view: View) -> type[APIRoute]:
 def fault_page(view: View, request: Request, fault: Exception) -> Response:
     """What happened and what to do, as a page."""
     status, title, next_step = _fault(fault)
-    return view.page(request, "error.html", status=status, title=title, happened=f"{fault}.", next_step=next_step)
+    text = f"{fault}"
+    happened = f"{text[:1].upper()}{text[1:]}."
+    return view.page(request, "error.html", status=status, title=title, happened=happened, next_step=next_step)
 
 
 def _fault(fault: Exception) -> tuple[int, str, str]:
     match fault:
+        case OurFault():
+            return (
+                500,
+                "A fault of the gateway itself",
+                "It is in the log, and it is ours to mend. Nothing was lost by it.",
+            )
         case NoSuchPage():
             return 404, "Not here", "Check the address, or look for it with the field at the top of the overview."
         case NotAllowed():

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from gateway.mail.disposition import Disposition
 from gateway.web.pages.asked import asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage, done, read_form
+from gateway.web.pages.desk import Desk, NoSuchPage, checked_form, done
 from gateway.web.pages.story import steps
 
 _FILTERS = ("text", "disposition", "stream", "recipient", "template")
@@ -65,19 +65,19 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
 def _add_actions(router: APIRouter, desk: Desk) -> None:
     @router.post("/emails/{email_id}/release")
     async def release(request: Request, email_id: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         count = await desk.operator_for(request).release(email_id)
         return done(f"/emails/{email_id}", "released" if count else "nothing")
 
     @router.post("/emails/{email_id}/discard")
     async def discard(request: Request, email_id: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         count = await desk.operator_for(request).discard(email_id)
         return done(f"/emails/{email_id}", "cancelled" if count else "nothing")
 
     @router.post("/emails/{email_id}/cancel")
     async def cancel(request: Request, email_id: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         count = await desk.operator_for(request).cancel(email_id)
         return done(f"/emails/{email_id}", "cancelled" if count else "nothing")
 

@@ -97,9 +97,9 @@ class Live:
         self._viewers = 0
         self._stop = Stop()
 
-    def end_with(self, stop: Stop) -> None:
-        """Streams end when `stop` is set."""
-        self._stop = stop
+    def close(self) -> None:
+        """Ends all streams."""
+        self._stop.set()
 
     @property
     def has_room(self) -> bool:

@@ -12,7 +12,7 @@ from gateway.mail.disposition import Disposition
 from gateway.store.lists import Listing, Page
 from gateway.web.pages.asked import asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage, done, read_form
+from gateway.web.pages.desk import Desk, NoSuchPage, checked_form, done
 from gateway.web.pages.story import steps
 
 _FILTERS = ("text", "disposition", "mailbox", "rcpt_to", "mail_from")
@@ -73,19 +73,19 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
 def _add_actions(router: APIRouter, desk: Desk) -> None:
     @router.post("/mails/{mail_id}/release")
     async def release(request: Request, mail_id: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         count = await desk.operator_for(request).release(mail_id)
         return done(f"/mails/{mail_id}", "released" if count else "nothing")
 
     @router.post("/mails/{mail_id}/discard")
     async def discard(request: Request, mail_id: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         count = await desk.operator_for(request).discard(mail_id)
         return done(f"/mails/{mail_id}", "discarded" if count else "nothing")
 
     @router.post("/mails/{mail_id}/replay")
     async def replay(request: Request, mail_id: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         lines = await desk.operator_for(request).replay([mail_id])
         is_replayed = any(line["action"] == "replayed" for line in lines)
         return done(f"/mails/{mail_id}", "replayed" if is_replayed else "nothing")

@@ -33,12 +33,13 @@ FRAME_CSP = (
 FILE_CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 _EVERYWHERE = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with less, a browser hides the Origin of our own forms
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-DNS-Prefetch-Control": "off",
 }
-_UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "h"), (60, "min"), (1, "s"))
+_UNITS = ((86400 * 365, " year"), (86400 * 30, " month"), (86400, " day"), (3600, " h"), (60, " min"), (1, " s"))
+_COUNTED_UNITS = frozenset({" year", " month", " day"})
 _TONES = dict.fromkeys(("delivered", "relayed"), "good")
 _TONES |= dict.fromkeys(("held", "delayed", "unknown"), "warn")
 _TONES |= dict.fromkeys(("failed", "dead", "rejected", "expired", "bounced", "complained"), "bad")
@@ -112,8 +113,7 @@ def duration(seconds: float | None) -> str:
     for length, unit in _UNITS:
         if seconds >= length:
             count = int(seconds // length)
-            long = len(unit) > 3
-            return f"{count} {unit}{'s' if long and count != 1 else ''}"
+            return f"{count}{unit}" + ("s" if unit in _COUNTED_UNITS and count != 1 else "")
     return "0 s"
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gateway.store.lists import Page
-from gateway.web.pages.desk import Desk, NoSuchPage, done, read_form
+from gateway.web.pages.desk import Desk, NoSuchPage, checked_form, done
 
 _LINES = 50
 _LETTERS = 200
@@ -41,10 +41,10 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
 
     @router.post("/dead/{number}/retry")
     async def retry(request: Request, number: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         return done("/dead", "retried" if await desk.operator_for(request).retry_dead(number) else "nothing")
 
     @router.post("/dead/{number}/drop")
     async def drop(request: Request, number: str) -> Response:
-        await read_form(request)
+        await checked_form(request)
         return done("/dead", "dropped" if await desk.operator_for(request).drop_dead(number) else "nothing")
