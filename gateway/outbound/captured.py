@@ -62,9 +62,6 @@ class CapturedFolder:
         """The octets, None for a name that is not there or a file that is too large."""
         return await asyncio.to_thread(self._read, name) if _NAME.fullmatch(name) else None
 
-    async def count(self) -> int:
-        return len(await asyncio.to_thread(self._names))
-
     def _names(self) -> list[str]:
         try:
             found = os.listdir(self.folder)

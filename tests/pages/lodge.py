@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -83,6 +84,13 @@ class Lodge:
             time.sleep(0.1)
         raise AssertionError(f"not within {WAIT_SECONDS} s: {what}\n{self.log()[-4000:]}")
 
+    def invitation(self, name: str) -> str:
+        """The path of the link that makes a user."""
+        line = [sys.executable, "-m", "gateway.cli", "users", "invite", name]
+        done = subprocess.run(line, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=WAIT_SECONDS)
+        assert done.returncode == 0, done.stderr
+        return "/invitation/" + done.stdout.strip().rsplit("/", 1)[-1]
+
     def mail(self, octets: bytes, rcpt_to: str, mail_from: str = "visitor@localhost") -> str:
         """Mails through the door; returns the mail id it told."""
         with smtplib.SMTP("127.0.0.1", self.smtp_port, local_hostname="t.localhost", timeout=WAIT_SECONDS) as session:
@@ -104,7 +112,7 @@ class Lodge:
             async with gateway.connect(f"sqlite:///{self.folder}/var/queue.db") as client:
                 return str(await client.send(template, **fields))
 
-        email_id = asyncio.run(queue())
+        email_id = run(queue())
         self._settled("emails", email_id, disposition)
         return email_id
 
@@ -124,7 +132,7 @@ class Lodge:
             async with open_store(settings) as store:
                 return await work(store)
 
-        return asyncio.run(at_the_store())
+        return run(at_the_store())
 
     def with_broker(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
         """Does something at the queue, as another process beside the gateway."""
@@ -133,7 +141,7 @@ class Lodge:
             async with open_broker(f"sqlite:///{self.folder}/var/queue.db") as broker:
                 return await work(broker)
 
-        return asyncio.run(at_the_queue())
+        return run(at_the_queue())
 
     def dead_letter(self, octets: bytes = b'{"no": "post"}') -> str:
         """A request that can never become a post ends as a dead letter; returns its number."""
@@ -160,6 +168,12 @@ class Lodge:
         (folder / "body.txt").write_text(text)
         schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
         (folder / "schema.json").write_text(json.dumps(schema))
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a coroutine in a thread of its own: Playwright keeps a loop running in the test's."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def _free_port() -> int:
