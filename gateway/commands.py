@@ -133,7 +133,7 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
             router=router,
             mailboxes=app.mailboxes(settings, support),
             clock=utc_now,
-            find_thread=store.mails.find_thread if store else None,
+            threads=store.mails if store else None,
         )
         return await explain(octets, envelope, decider, router)
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import BlobDamaged, StoreUnavailable
 from gateway.runtime import failpoint
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class FileBlobStore:
                     await self._in_thread(functools.partial(file.write, chunk))
                 await self._in_thread(lambda: _flush(file))
             text = f"sha256:{digest.hexdigest()}"
-            await self._in_thread(lambda: self._take_in(name, self._path(text), size))
+            await self._in_thread(lambda: self._take_in(name, self._path(text)))
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
@@ -107,14 +107,17 @@ class FileBlobStore:
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if _is_kept(path, len(octets)):
+        if _size(path) == len(octets) and path.read_bytes() == octets:  # one that rotted is written anew
+            os.utime(path)
+            # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
+            _sync_folder(path.parent)
             return digest
         number, name = self._new_file()
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(octets)
                 _flush(file)
-            self._take_in(name, path, len(octets))
+            self._take_in(name, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
@@ -125,11 +128,8 @@ class FileBlobStore:
         _make_folder(self._folder / _UNFINISHED)
         return tempfile.mkstemp(dir=self._folder / _UNFINISHED)
 
-    def _take_in(self, name: str, path: Path, size: int) -> None:
-        """Gives a finished file its name, if that is not there already."""
-        if _is_kept(path, size):
-            os.unlink(name)
-            return
+    def _take_in(self, name: str, path: Path) -> None:
+        """Gives a finished file its name, in the place of one that is there already."""
         _make_folder(path.parent)
         failpoint("blobs.before_rename")
         os.rename(name, path)
@@ -139,23 +139,13 @@ class FileBlobStore:
     def _get(self, digest: str) -> bytes:
         octets = self._path(digest).read_bytes()
         if digest_of(octets) != digest:
-            raise StoreUnavailable(f"blobs: {digest} is damaged on disk")
+            raise BlobDamaged(f"blobs: {digest} is damaged on disk")
         return octets
 
 
 def digest_of(octets: bytes) -> str:
     """The name of these octets."""
     return "sha256:" + hashlib.sha256(octets).hexdigest()
-
-
-def _is_kept(path: Path, size: int) -> bool:
-    """Whether the blob is there; if so its age is renewed."""
-    if _size(path) != size:
-        return False
-    os.utime(path)
-    # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
-    _sync_folder(path.parent)
-    return True
 
 
 def _flush(file: BinaryIO) -> None:

@@ -3,17 +3,19 @@
 A line stands for one (mail, recipient), one (email, recipient) or one post, ready for JSON; requests that never became an
 email stand among the emails.  Pages are cut by key, not by number: a cursor names the last line read by moment, id and
 position, so that lines which come meanwhile shift nothing and page 1,000 costs what page 1 does.
-Limits: a search looks through the lines from the end it begins at, and is blind to case in ASCII letters only; counts
-read one index whole.
+A search looks through the lines a slice at a time, so that others are read for between, and stops after so many: a page
+may have fewer lines than asked for, even none, and still have a `next`, from where the search goes on.
+Limits: a search is blind to case in ASCII letters only; counts read one index whole.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import heapq
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -29,6 +31,9 @@ ListKind = Literal["mails", "emails", "posts"]
 Row = sa.Row[Any]
 Key = tuple[Any, ...]  # moment, id, and what tells the lines of one id apart
 MAX_WORDS = 8
+SLICE = 5_000
+SEARCHED_AT_ONCE = 50_000
+_MOST_BEGINNING = 1_000
 _MANY = (Disposition.RELAYED, Disposition.DELIVERED)
 
 
@@ -87,7 +92,23 @@ class Lists:
         if unknown:
             raise ValueError(f"{kind} have no filter {sorted(unknown)[0]!r}; they have {', '.join(filters_of(kind))}")
         after = _read_cursor(kind, chosen.after) if chosen.after else None
-        return await self._database.read(lambda connection: _listing(connection, kind, asked, chosen, after))
+        if not asked or "id" in asked or _wants_few(asked):
+            return await self._database.read(lambda connection: _listing(connection, kind, asked, chosen, after, None))
+        return await self._search(kind, asked, chosen, after)
+
+    async def _search(self, kind: ListKind, wanted: Mapping[str, str], page: Page, after: Key | None) -> Listing:
+        rows: list[dict[str, Any]] = []
+        looked = 0
+        while True:
+            rest = page if page.limit is None else replace(page, limit=page.limit - len(rows))
+            found, bound = await self._database.read(functools.partial(_slice, kind, wanted, rest, after))
+            rows += found.rows
+            looked += SLICE
+            if found.next or bound is None:
+                return Listing(rows=rows, next=found.next)
+            if page.limit is not None and (len(rows) >= page.limit or looked >= SEARCHED_AT_ONCE):
+                return Listing(rows=rows, next=_write_cursor(bound))
+            after = bound
 
     async def newest(self, kind: ListKind, *, limit: int | None = None, **wanted: str | None) -> list[dict[str, Any]]:
         """The newest `limit` lines (None: all), the oldest of them first: what a terminal shows."""
@@ -110,18 +131,41 @@ def filters_of(kind: ListKind) -> list[str]:
     return ["id", "text", *_SOURCES[kind][0].filters]
 
 
+def _slice(
+    kind: ListKind, wanted: Mapping[str, str], page: Page, after: Key | None, connection: sa.Connection
+) -> tuple[Listing, Key | None]:
+    """What is wanted of the next lines behind `after`, and the key of the last line looked at (None: it was the end)."""
+    ends = [end for source in _SOURCES[kind] if (end := _end_of_slice(connection, source, page, after)) is not None]
+    bound = (min(ends) if page.oldest_first else max(ends)) if ends else None
+    return _listing(connection, kind, wanted, page, after, bound), bound
+
+
+def _end_of_slice(connection: sa.Connection, source: _Source, page: Page, after: Key | None) -> Key | None:
+    """Moment and id of the `SLICE`th subject from here; read from one index."""
+    columns = source.order[:2]
+    query = _ordered(sa.select(*columns), columns, page)
+    if after is not None:
+        query = query.where(_behind(columns, after[:2], oldest_first=page.oldest_first))
+    row = connection.execute(query.limit(1).offset(SLICE - 1)).first()
+    return None if row is None else tuple(row)
+
+
 def _listing(
-    connection: sa.Connection, kind: ListKind, wanted: Mapping[str, str], page: Page, after: Key | None
+    connection: sa.Connection,
+    kind: ListKind,
+    wanted: Mapping[str, str],
+    page: Page,
+    after: Key | None,
+    bound: Key | None,
 ) -> Listing:
     more = None if page.limit is None else page.limit + 1
-    parts = [
-        [
-            (_key(source, row), source, row)
-            for row in connection.execute(_query(source, wanted, page, after).limit(more))
-        ]
-        for source in _SOURCES[kind]
-        if _can_have(source, wanted)
-    ]
+    parts = []
+    for source in _SOURCES[kind]:
+        if _can_have(source, wanted):
+            query = _query(source, wanted, page, after)
+            if bound is not None:
+                query = query.where(_up_to(source.order[:2], bound, oldest_first=page.oldest_first))
+            parts.append([(_key(source, row), source, row) for row in connection.execute(query.limit(more))])
     merged = list(heapq.merge(*parts, key=lambda item: item[0], reverse=not page.oldest_first))
     kept = merged[: page.limit]
     rows = [source.tell(row) for _, source, row in kept]
@@ -138,10 +182,10 @@ def _query(source: _Source, wanted: Mapping[str, str], page: Page, after: Key | 
     columns = source.order
     query = source.query.add_columns(*(column.label(f"key_{n}") for n, column in enumerate(columns)))
     if source.join is not None:
-        query = query.where(_joined(*source.join, is_few=wanted.get("disposition", _MANY[0]) not in _MANY))
+        query = query.where(_joined(*source.join, is_few="id" in wanted or _wants_few(wanted)))
     for name, value in wanted.items():
         if name == "id":
-            query = query.where(begins_with(columns[1], value))
+            query = query.where(_begins(columns[1], value))
         elif name == "text":
             query = query.where(*(_stands(source.searched, word) for word in value.split()[:MAX_WORDS]))
         elif name in source.filters:
@@ -152,7 +196,17 @@ def _query(source: _Source, wanted: Mapping[str, str], page: Page, after: Key | 
         query = query.where(columns[0] < page.until)
     if after is not None:
         query = query.where(_behind(columns, after, oldest_first=page.oldest_first))
+    return _ordered(query, columns, page)
+
+
+def _ordered(query: sa.Select[Any], columns: Sequence[sa.ColumnElement[Any]], page: Page) -> sa.Select[Any]:
     return query.order_by(*(column.asc() if page.oldest_first else column.desc() for column in columns))
+
+
+def _up_to(columns: Sequence[sa.ColumnElement[Any]], bound: Key, *, oldest_first: bool) -> sa.ColumnElement[bool]:
+    """Whether a line stands before the bound's subject or is one of its own."""
+    reaches = columns[0] <= bound[0] if oldest_first else columns[0] >= bound[0]
+    return sa.and_(reaches, sa.not_(_behind(columns, bound, oldest_first=oldest_first)))
 
 
 def _behind(columns: Sequence[sa.ColumnElement[Any]], after: Key, *, oldest_first: bool) -> sa.ColumnElement[bool]:
@@ -164,6 +218,18 @@ def _behind(columns: Sequence[sa.ColumnElement[Any]], after: Key, *, oldest_firs
         same.append(column == value)
     begins = columns[0] >= after[0] if oldest_first else columns[0] <= after[0]
     return sa.and_(begins, sa.or_(*terms))
+
+
+def _wants_few(wanted: Mapping[str, str]) -> bool:
+    """Whether a disposition is wanted that few lines have."""
+    return wanted.get("disposition", _MANY[0]) not in _MANY
+
+
+def _begins(column: sa.ColumnElement[Any], prefix: str) -> sa.ColumnElement[bool]:
+    # By itself SQLite would rather walk along the moments.
+    other = column.table.alias()
+    alike = sa.select(other.c[column.name]).where(begins_with(other.c[column.name], prefix))
+    return column.in_(alike.limit(_MOST_BEGINNING))
 
 
 def _joined(child: sa.ColumnElement[Any], parent: sa.ColumnElement[Any], *, is_few: bool) -> sa.ColumnElement[bool]:
@@ -203,8 +269,8 @@ def _read_cursor(kind: ListKind, text: str) -> Key:
 
 
 def _fits(source: _Source, more: list[Any]) -> bool:
-    kinds = [int if isinstance(column.type, sa.Integer) else str for column in source.order[1:]]
-    return [type(value) for value in more] == kinds
+    kinds: list[type] = [int if isinstance(column.type, sa.Integer) else str for column in source.order[1:]]
+    return [type(value) for value in more] in (kinds, [str])  # a search that stopped names no line, only a subject
 
 
 def _mail_line(row: Row) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
-    from gateway.store.mails import Mails
+    from gateway.store.mails import DeliveryRecord, Mails
 
 BY_COMMAND = "command"
 _EMAIL_QUEUES = frozenset(STREAM_QUEUES.values())
@@ -54,7 +54,7 @@ class Operator:
             return await self.ledger.release(subject, by=self.by)
         rows = await self.mails.deliveries(subject)
         held = [row.rcpt_to for row in rows if row.disposition is Disposition.HELD]
-        await self._replay(subject, held, is_release=True)
+        await self._replay(rows, held, is_release=True)
         return len(held)
 
     async def discard(self, item: str) -> int:
@@ -116,7 +116,7 @@ class Operator:
 
     async def _replay_mail(self, mail_id: str) -> list[dict[str, Any]]:
         rows = await self.mails.deliveries(mail_id)
-        await self._replay(mail_id, [row.rcpt_to for row in rows if is_replayable(row)])
+        await self._replay(rows, [row.rcpt_to for row in rows if is_replayable(row)])
         return [
             {
                 "id": mail_id,
@@ -127,17 +127,22 @@ class Operator:
             for row in rows
         ]
 
-    async def _replay(self, mail_id: str, recipients: Sequence[str], *, is_release: bool = False) -> None:
-        """Publishes the tickets; the dead letters they stand for go away."""
-        mail = await self.mails.stored(mail_id)
-        if mail is None or not recipients:
+    async def _replay(
+        self, rows: Sequence[DeliveryRecord], recipients: Sequence[str], *, is_release: bool = False
+    ) -> None:
+        """Publishes tickets for some recipients of a mail; the dead letters that nobody else waits for go away."""
+        if not recipients:
             return
+        mail_id = rows[0].mail_id
+        cared_for = {*recipients, *(row.rcpt_to for row in rows if row.disposition.is_final)}
+        mail = await self.mails.stored(mail_id)
+        assert mail is not None  # its deliveries refer to it
         step = "release_asked" if is_release else "replay_asked"
         await self.decisions.record_decided(mail_id, step, by=self.by, data={"recipients": list(recipients)})
         await self.broker.publish(replay_tickets(mail, recipients, is_release=is_release))
         for letter in await self.broker.dead():
             named = _recipients(letter)
-            if letter.ticket.id == mail_id and named and set(named) <= set(recipients):
+            if letter.ticket.id == mail_id and named and cared_for.issuperset(named):
                 await self.broker.drop_dead(letter.number)
 
 

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 
@@ -93,7 +94,8 @@ class Credentials:
         else:
             self._keys.pop(_digest(shown.key), None)
         if look.is_stale:
-            await self._access.note_seen(shown.session)
+            with suppress(StoreUnavailable):  # noted at the next request then
+                await self._access.note_seen(shown.session)
         return _asker(look)
 
     def _remember(self, key: str, known: KnownKey) -> None:

@@ -187,7 +187,8 @@ def wants_html(scope: Scope) -> bool:
 
 def _not_known(scope: Scope) -> Refused:
     if scope["method"] in _SAFE and wants_html(scope):
-        target = quote(scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else ""))
+        query = b"?" + scope["query_string"] if scope["query_string"] else b""
+        target = (scope["raw_path"] + query).decode("latin-1")
         return Refused(303, "log in first", (b"location", f"/login?next={quote(target, safe='')}".encode()))
     return Refused(401, "who asks is not known: log in, or send a key as Authorization: Bearer", _UNKNOWN)
 

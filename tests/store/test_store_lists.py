@@ -145,6 +145,48 @@ async def test_dispositions_are_counted(mails, ledger, lists, clock) -> None:
     assert await lists.counts("emails") == {"pending": 2}
 
 
+@pytest.mark.parametrize("oldest_first", [False, True])
+async def test_a_search_goes_slice_by_slice_and_can_be_gone_on_with(
+    mails, ledger, lists, clock, monkeypatch, oldest_first
+) -> None:
+    monkeypatch.setattr("gateway.store.lists.SLICE", 3)
+    monkeypatch.setattr("gateway.store.lists.SEARCHED_AT_ONCE", 6)
+    emails = []
+    for number in range(20):
+        await receive(mails, clock, "a@localhost", "b@localhost", subject="needle" if number % 7 == 0 else "hay")
+        if number % 5 == 0:
+            await ledger.record_rejected(new_id(), app="shop", problems=[Problem("to", "is needed")])
+        emails.append(await accept(ledger, "ann@example.org", subject=f"s{number % 4}"))
+        clock.advance(number % 2)
+    for kind, wanted, number in (
+        ("mails", "needle", 6),
+        ("emails", "s3", 5),
+        ("emails", "is needed", 4),
+        ("mails", "nowhere", 0),
+    ):
+        pages, after = [], ""
+        while not pages or after:
+            found = await lists.page(kind, {"text": wanted}, Page(limit=2, after=after, oldest_first=oldest_first))
+            pages.append(found.rows)
+            after = found.next
+        rows = [row for page in pages for row in page]
+        whole = await lists.newest(kind, text=wanted)
+        assert rows == (whole if oldest_first else whole[::-1])
+        assert len(rows) == number
+        assert all(len(page) <= 2 for page in pages)
+        assert number or len(pages) > 1, "a search that finds nothing stops and says from where to go on"
+
+
+async def test_a_filter_that_nothing_fits_reads_slices_not_the_whole(mails, lists, clock, monkeypatch) -> None:
+    monkeypatch.setattr("gateway.store.lists.SLICE", 2)
+    monkeypatch.setattr("gateway.store.lists.SEARCHED_AT_ONCE", 4)
+    for _ in range(9):
+        await receive(mails, clock, "a@localhost")
+    found = await lists.page("mails", {"rcpt_to": "nobody@localhost"})
+    assert (found.rows, found.next != "") == ([], True)
+    assert await lists.newest("mails", rcpt_to="nobody@localhost") == []
+
+
 def _cursor(*values: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
@@ -158,7 +200,8 @@ def _cursor(*values: object) -> str:
         "A" * 100_000,
         _cursor(),
         _cursor("2026-01-01T00:00:00", "x", 1),
-        _cursor("2026-01-01T00:00:00+00:00", "x"),
+        _cursor("2026-01-01T00:00:00+00:00", 5),
+        _cursor("2026-01-01T00:00:00+00:00"),
         _cursor("2026-01-01T00:00:00+00:00", "x", True, "y"),
         base64.urlsafe_b64encode(b"[" * 100_000).decode(),
     ],

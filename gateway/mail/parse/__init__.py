@@ -38,11 +38,11 @@ class Cage(Protocol):
 
 async def parse(octets: bytes, cage: Cage, *, limits: Limits | None = None) -> ParsedMail:
     """Parses one mail; in the cage a large honest mail gets more time than a small bomb."""
-    if limits is not None:
-        check(octets, limits)
     if not fast.is_warm():
         await asyncio.to_thread(fast.warm)
     small = len(octets) <= _IN_THREAD_BYTES
+    if limits is not None:
+        await asyncio.to_thread(check, octets, limits)
     mail = fast.read(octets) if small else await asyncio.to_thread(fast.read, octets)
     return mail if mail is not None else await _parse_caged(octets, cage, {})
 
@@ -53,7 +53,7 @@ async def parse_styled(octets: bytes, cage: Cage) -> ParsedMail:
 
 
 async def _parse_caged(octets: bytes, cage: Cage, request: dict[str, Any]) -> ParsedMail:
-    check(octets, DEFAULT_LIMITS)
+    await asyncio.to_thread(check, octets, DEFAULT_LIMITS)
     cpu_seconds = _CPU_SECONDS + _CPU_SECONDS_PER_MEGABYTE * len(octets) / 2**20
     job = "gateway.mail.parse.fallback:parse_job"
     values, contents = await cage.run(job, request, octets, cpu_seconds=cpu_seconds, wall_seconds=_WALL_SECONDS)

@@ -29,6 +29,7 @@ _NESTING = re.compile(
     r"<(/?)(a|b|big|blockquote|center|code|div|em|font|i|nobr|ol|s|small|span|strike|strong|table|tt|u|ul)(?=[\s/>])",
     re.I,
 )
+_LEFT_OUT = {"script", "style", "title"}  # with all that stands in them
 _SCHEMES = {"http", "https", "mailto", "tel", "cid"}
 _STYLED_TAGS = _TAGS | {"center", "font", "tfoot"}
 _BOX = {"align", "valign", "bgcolor", "width", "height"}
@@ -75,7 +76,7 @@ def sanitise(html: str, *, styled: bool = False) -> str:
     return nh3.clean(
         html,
         tags=set(_STYLED_TAGS if styled else _TAGS),
-        clean_content_tags={"script", "style", "title"},
+        clean_content_tags=_LEFT_OUT,
         attributes=_STYLED_ATTRIBUTES if styled else _ATTRIBUTES,
         attribute_filter=_keep,
         filter_style_properties=_STYLE_PROPERTIES if styled else None,

@@ -7,8 +7,8 @@ from alembic import op
 
 from gateway.store.schema import Text, UtcDateTime
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 _LISTED = (("emails", ("accepted_at",)), ("mails", ("received_at",)), ("posts", ("mailbox", "created_at")))
 
