@@ -8,9 +8,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gateway.mail.disposition import Disposition
+from gateway.web.pages.actions import Action, add_action
 from gateway.web.pages.asked import asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage, checked_form, done
+from gateway.web.pages.desk import Desk, NoSuchPage
 from gateway.web.pages.story import steps
 
 _FILTERS = ("text", "disposition", "stream", "recipient", "template")
@@ -20,6 +21,11 @@ _DISPOSITIONS = (
 )
 _BLANK = dict.fromkeys(("reason", "relay", "reply", "next_attempt_at"), "")
 _RELEASABLE = frozenset({Disposition.HELD, Disposition.DEAD, Disposition.UNKNOWN})
+_ACTIONS = (
+    Action(base="/emails", verb="release", said="released", act=lambda operator, item: operator.release(item)),
+    Action(base="/emails", verb="discard", said="cancelled", act=lambda operator, item: operator.discard(item)),
+    Action(base="/emails", verb="cancel", said="cancelled", act=lambda operator, item: operator.cancel(item)),
+)
 _CANCELLABLE = _RELEASABLE | {Disposition.PENDING, Disposition.DELAYED}
 
 
@@ -47,7 +53,8 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
         }
         return await desk.show(request, "email.html", values, room="/emails")
 
-    _add_actions(router, desk)
+    for action in _ACTIONS:
+        add_action(router, desk, action)
     add_contents(
         router,
         desk,
@@ -60,26 +67,6 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
         ),
         page_path="/emails/{item}/contents",
     )
-
-
-def _add_actions(router: APIRouter, desk: Desk) -> None:
-    @router.post("/emails/{email_id}/release")
-    async def release(request: Request, email_id: str) -> Response:
-        await checked_form(request)
-        count = await desk.operator_for(request).release(email_id)
-        return done(f"/emails/{email_id}", "released" if count else "nothing")
-
-    @router.post("/emails/{email_id}/discard")
-    async def discard(request: Request, email_id: str) -> Response:
-        await checked_form(request)
-        count = await desk.operator_for(request).discard(email_id)
-        return done(f"/emails/{email_id}", "cancelled" if count else "nothing")
-
-    @router.post("/emails/{email_id}/cancel")
-    async def cancel(request: Request, email_id: str) -> Response:
-        await checked_form(request)
-        count = await desk.operator_for(request).cancel(email_id)
-        return done(f"/emails/{email_id}", "cancelled" if count else "nothing")
 
 
 async def _story(desk: Desk, email_id: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -10,10 +10,14 @@ from fastapi.responses import RedirectResponse, Response
 from gateway.inbound.replay import WAITS_FOR_A_PERSON
 from gateway.mail.disposition import Disposition
 from gateway.store.lists import Listing, Page
+from gateway.web.pages.actions import Action, add_action
 from gateway.web.pages.asked import asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage, checked_form, done
+from gateway.web.pages.desk import Desk, NoSuchPage
 from gateway.web.pages.story import steps
+
+if TYPE_CHECKING:
+    from gateway.watch.operator import Operator
 
 _FILTERS = ("text", "disposition", "mailbox", "rcpt_to", "mail_from")
 _DISPOSITIONS = ("pending", "held", "delivered", "duplicate", "discarded", "failed", "dead")
@@ -59,7 +63,8 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
         }
         return await desk.show(request, "find.html", values)
 
-    _add_actions(router, desk)
+    for action in _ACTIONS:
+        add_action(router, desk, action)
     add_contents(
         router,
         desk,
@@ -70,25 +75,15 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
     )
 
 
-def _add_actions(router: APIRouter, desk: Desk) -> None:
-    @router.post("/mails/{mail_id}/release")
-    async def release(request: Request, mail_id: str) -> Response:
-        await checked_form(request)
-        count = await desk.operator_for(request).release(mail_id)
-        return done(f"/mails/{mail_id}", "released" if count else "nothing")
+async def _replay(operator: Operator, mail_id: str) -> int:
+    return sum(line["action"] == "replayed" for line in await operator.replay([mail_id]))
 
-    @router.post("/mails/{mail_id}/discard")
-    async def discard(request: Request, mail_id: str) -> Response:
-        await checked_form(request)
-        count = await desk.operator_for(request).discard(mail_id)
-        return done(f"/mails/{mail_id}", "discarded" if count else "nothing")
 
-    @router.post("/mails/{mail_id}/replay")
-    async def replay(request: Request, mail_id: str) -> Response:
-        await checked_form(request)
-        lines = await desk.operator_for(request).replay([mail_id])
-        is_replayed = any(line["action"] == "replayed" for line in lines)
-        return done(f"/mails/{mail_id}", "replayed" if is_replayed else "nothing")
+_ACTIONS = (
+    Action(base="/mails", verb="release", said="released", act=lambda operator, item: operator.release(item)),
+    Action(base="/mails", verb="discard", said="discarded", act=lambda operator, item: operator.discard(item)),
+    Action(base="/mails", verb="replay", said="replayed", act=_replay),
+)
 
 
 async def _story(desk: Desk, mail_id: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gateway.store.lists import Page
-from gateway.web.pages.desk import Desk, NoSuchPage, checked_form, done
+from gateway.web.pages.actions import Action, add_action
+from gateway.web.pages.desk import Desk, NoSuchPage
 
 _LINES = 50
 _LETTERS = 200
@@ -39,12 +40,23 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
         values = {"letter": found, "subject_kind": kind, "subject_href": href}
         return await desk.show(request, "dead_letter.html", values, room="/dead")
 
-    @router.post("/dead/{number}/retry")
-    async def retry(request: Request, number: str) -> Response:
-        await checked_form(request)
-        return done("/dead", "retried" if await desk.operator_for(request).retry_dead(number) else "nothing")
+    for action in _ACTIONS:
+        add_action(router, desk, action)
 
-    @router.post("/dead/{number}/drop")
-    async def drop(request: Request, number: str) -> Response:
-        await checked_form(request)
-        return done("/dead", "dropped" if await desk.operator_for(request).drop_dead(number) else "nothing")
+
+_ACTIONS = (
+    Action(
+        base="/dead",
+        verb="retry",
+        said="retried",
+        act=lambda operator, number: operator.retry_dead(number),
+        leads_back_to_the_list=True,
+    ),
+    Action(
+        base="/dead",
+        verb="drop",
+        said="dropped",
+        act=lambda operator, number: operator.drop_dead(number),
+        leads_back_to_the_list=True,
+    ),
+)
