@@ -114,11 +114,11 @@ def test_a_dead_letter_is_replayed_and_another_dropped(visit: Visit, lodge: Lodg
     lodge.until(is_so, "one was tried again and died again, the other is gone")
 
 
-def test_a_counter_moves_when_a_mail_comes(visit: Visit, lodge: Lodge, js: bool) -> None:
+def test_a_counter_moves_when_a_mail_comes(visit: Visit, lodge: Lodge, size: str, js: bool) -> None:
     page = visit("/")
     counter = page.locator("#mails-hour")
     before = int(counter.inner_text())
-    lodge.deliver(message("Ping").as_bytes(policy=SMTP), "posts@localhost")
+    lodge.deliver(message(f"Ping {size} {js}").as_bytes(policy=SMTP), "posts@localhost")
 
     def has_moved() -> bool:
         if not js:
@@ -126,7 +126,7 @@ def test_a_counter_moves_when_a_mail_comes(visit: Visit, lodge: Lodge, js: bool)
         return int(counter.inner_text()) > before
 
     lodge.until(has_moved, "the counter moved")
-    expect(page.get_by_role("region", name="Last mails")).to_contain_text("Ping")
+    expect(page.get_by_role("region", name="Last mails")).to_contain_text(f"Ping {size} {js}")
 
 
 def test_an_album_is_opened_and_walked_through(visit: Visit, seeded: Seeded) -> None:
