@@ -202,10 +202,11 @@ async def demonstrate(settings: Settings) -> None:
 
 
 def introduce(settings: Settings) -> None:
-    """Says where everything listens and three commands to try."""
+    """Says where everything is to be seen, where it listens, and three commands to try."""
     captured = settings.data_dir / "captured"
     say(
         f"""
+Look at it: http://{settings.web_listen}/
 The SMTP door listens on {settings.smtp_listen}, the API on http://{settings.web_listen}/v1/emails.
 Email goes to {", ".join(relay.url for relay in settings.relays)} (capture: means {captured}/*.eml, never sent).
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
+    from gateway.mail.links import StatusLinks
     from gateway.mail.loop_guard import LoopGuard
     from gateway.mail.tokens import Tokens
     from gateway.notices.writer import NoticeWriter
@@ -205,8 +206,13 @@ def open_outage(settings: Settings) -> OutageLedger:
     )
 
 
-def open_notice_writer(settings: Settings, templates: TemplateSet, cage: Cage) -> NoticeWriter:
+def status_links(settings: Settings) -> StatusLinks:
     from gateway.mail.links import StatusLinks
+
+    return StatusLinks(tokens=open_tokens(settings), public_url=settings.public_url)
+
+
+def open_notice_writer(settings: Settings, templates: TemplateSet, cage: Cage) -> NoticeWriter:
     from gateway.notices.words import House
     from gateway.notices.writer import NoticeWriter
     from gateway.outbound.render import fill
@@ -214,7 +220,7 @@ def open_notice_writer(settings: Settings, templates: TemplateSet, cage: Cage) -
     house = House(
         hostname=settings.hostname,
         postmaster=f"postmaster@{settings.domains[0]}",
-        links=StatusLinks(tokens=open_tokens(settings), public_url=settings.public_url),
+        links=status_links(settings),
         language=settings.notices.language,
     )
 

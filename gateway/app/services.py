@@ -120,7 +120,7 @@ async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
     web = await open_web(parts, stack)
 
     async def service(stop: Stop) -> None:
-        await serve_http(web.app, listener, stop, grace_seconds=settings.limits.grace, on_stop=web.streams.close)
+        await serve_http(web.app, listener, stop, grace_seconds=settings.limits.grace, on_stop=web.close)
 
     return service
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.app.making import Store, open_tokens, operator, our_names
+from gateway.app.pages import build_desk
 from gateway.app.parts import Parts
 from gateway.client import Client
 from gateway.contract.email_send import SendEmail
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Web:
-    """The application behind its guard, and the streams that must be ended when it stops."""
+    """The application behind its guard, and what ends the streams of API and pages when it stops."""
 
     app: Guard
-    streams: EventStreams
+    close: Callable[[], None]
 
 
 async def open_web(parts: Parts, stack: AsyncExitStack) -> Web:
@@ -37,13 +38,21 @@ async def open_web(parts: Parts, stack: AsyncExitStack) -> Web:
     from gateway.web.credentials import Credentials
     from gateway.web.guard import BodyLimits, Guard
     from gateway.web.login import login_routes
+    from gateway.web.pages import answer_people, create_pages, show_form
 
     settings, store, broker = parts.settings, await parts.store(stack), await parts.queue(stack)
-    streams = EventStreams(store.database)
-    api = create_api(api_parts(parts, store, broker, streams), login_routes(_login(parts, store)))
+    streams, desk = EventStreams(store.database), await build_desk(parts, stack)
+    login = login_routes(_login(parts, store), show_form(desk.view))
+    api = create_api(api_parts(parts, store, broker, streams), login, create_pages(desk))
+    answer_people(api, desk.view)
     limits = BodyLimits(by_path={"/v1/blobs": settings.limits.mail_bytes})
     guard = Guard(api, Credentials(store.access), ours=our_names(settings), limits=limits)
-    return Web(app=guard, streams=streams)
+
+    def close() -> None:
+        streams.close()
+        desk.live.close()
+
+    return Web(app=guard, close=close)
 
 
 def api_parts(parts: Parts, store: Store, broker: Broker, streams: EventStreams) -> ApiParts:

@@ -39,11 +39,16 @@ _MANY = (Disposition.RELAYED, Disposition.DELIVERED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Which part of a list: `limit` lines (None: all) behind the cursor `after`, the newest first unless said otherwise."""
+    """Which part of a list: `limit` lines (None: all) behind the cursor `after`, the newest first unless said otherwise.
+
+    `since` and `until` are the moments between which the lines lie (the first one included, the last one not).
+    """
 
     limit: int | None = 50
     after: str = ""
     oldest_first: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +190,10 @@ def _query(source: _Source, wanted: Mapping[str, str], page: Page, after: Key | 
             query = query.where(*(_stands(source.searched, word) for word in value.split()[:MAX_WORDS]))
         elif name in source.filters:
             query = query.where(_is(source.filters[name], value))
+    if page.since is not None:
+        query = query.where(columns[0] >= page.since)
+    if page.until is not None:
+        query = query.where(columns[0] < page.until)
     if after is not None:
         query = query.where(_behind(columns, after, oldest_first=page.oldest_first))
     return _ordered(query, columns, page)

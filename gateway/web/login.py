@@ -26,7 +26,9 @@ from gateway.web.passwords import Passwords
 from gateway.web.throttle import LoginThrottle
 
 _MAX_FORM_BYTES = 16 * 1024
-_CSP = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+_CSP = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
