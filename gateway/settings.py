@@ -118,6 +118,7 @@ class Settings(_Table):
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
     domains: tuple[str, ...] = Field((), description="the domains we take mail for; default: localhost")
+    trusted_hosts: tuple[str, ...] = Field((), description="hosts and networks that may say XFORWARD")
     retry_ladder: str = Field("1m 5m 15m 1h*2 4h*3 12h*9", description="what waits after each unsuccessful attempt")
     unknown_wait: Seconds = Field(
         900.0, description="how long an unknown email waits for late news before it is resent"

@@ -26,6 +26,7 @@ def check_values(settings: Settings) -> None:
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
         ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("trusted_hosts", lambda: _trusted_hosts(settings)),
         ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
@@ -63,6 +64,12 @@ def _listen_address(text: str) -> Any:
     from gateway.inbound.listen import parse_listen
 
     return parse_listen(text)
+
+
+def _trusted_hosts(settings: Settings) -> Any:
+    from gateway.inbound.xforward import TrustedHosts
+
+    return TrustedHosts(settings.trusted_hosts)
 
 
 def _check_room(settings: Settings) -> None:

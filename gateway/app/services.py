@@ -31,6 +31,7 @@ async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
 
 async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.inbound.door import DoorLimits
+    from gateway.inbound.xforward import TrustedHosts
 
     settings = parts.settings
     limits = DoorLimits(
@@ -40,7 +41,14 @@ async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitS
         idle_seconds=settings.limits.idle,
     )
     listen = getattr(settings, key)
-    door = kind(await parts.intake(stack), listen=listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    door = kind(
+        await parts.intake(stack),
+        listen=listen,
+        hostname=settings.hostname,
+        limits=limits,
+        trusted_hosts=TrustedHosts(settings.trusted_hosts),
+        log=parts.log,
+    )
     with naming_the_key(key, listen):
         await door.start()
     stack.push_async_callback(door.close)

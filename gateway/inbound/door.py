@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gateway.inbound.intake import Intake
 from gateway.inbound.listen import TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
+from gateway.inbound.xforward import TrustedHosts
 from gateway.maillog import MailLog
 from gateway.reply import Reply
 from gateway.runtime import Stop
@@ -52,9 +53,17 @@ class Door:
     session: ClassVar[type[DoorSession]]
 
     def __init__(
-        self, intake: Intake, *, listen: str, hostname: str, limits: DoorLimits | None = None, log: MailLog
+        self,
+        intake: Intake,
+        *,
+        listen: str,
+        hostname: str,
+        limits: DoorLimits | None = None,
+        trusted_hosts: TrustedHosts | None = None,
+        log: MailLog,
     ) -> None:
         self.intake = intake
+        self.trusted_hosts = trusted_hosts or TrustedHosts()
         self.hostname = hostname
         self.limits = limits or DoorLimits()
         self.log = log
