@@ -27,7 +27,9 @@ EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+recipients = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Whom we take mail for.")
 cli.add_typer(dead, name="dead")
+cli.add_typer(recipients, name="recipients")
 cli.add_typer(templates, name="templates")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -299,6 +301,20 @@ def replay(
 
     rows = _run(commands.replay(_settings(context), items))
     tables.print_rows(rows, ["id", "rcpt_to", "disposition", "action"], as_json=as_json)
+
+
+@recipients.command("export")
+def recipients_export(
+    context: Context, file: Annotated[str, typer.Argument(help="Where Postfix reads them (texthash:); - is stdout.")]
+) -> None:
+    """Writes our recipients as a Postfix table; a file that is right already is left alone."""
+    from gateway import commands
+
+    text, is_new = commands.export_recipients(_settings(context), None if file == "-" else Path(file))
+    if file == "-":
+        print(text, end="")  # noqa: T201
+    else:
+        _note(f"{file}: {text.count(chr(10))} recipients, {'written' if is_new else 'unchanged'}")
 
 
 @cli.command()

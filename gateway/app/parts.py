@@ -21,6 +21,7 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.activation import Activation
     from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
@@ -35,7 +36,16 @@ class Parts:
     def __init__(self, settings: Settings, log: MailLog) -> None:
         self.settings = settings
         self.log = log
+        self._activation: Activation | None = None
         self._open: dict[str, Any] = {}
+
+    @property
+    def activation(self) -> Activation:
+        """The sockets that systemd opened for the doors of this process."""
+        from gateway.inbound.activation import Activation
+
+        self._activation = self._activation or Activation()
+        return self._activation
 
     async def queue(self, stack: AsyncExitStack) -> Broker:
         return await self._once("queue", stack, lambda: open_queue(self.settings))

@@ -50,7 +50,7 @@ async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitS
         log=parts.log,
     )
     with naming_the_key(key, listen):
-        await door.start()
+        await door.start(parts.activation.take(door.name))
     stack.push_async_callback(door.close)
     return door.serve
 
