@@ -50,7 +50,7 @@ def read_options(words):
         options[name[2:]] = value
     for name in ("socket", "from", "to"):
         if name not in options:
-            raise Answer(LATER, "4.3.5 gateway-pipe: --%s is missing; see master.cf" % name)
+            raise Answer(LATER, f"4.3.5 gateway-pipe: --{name} is missing; see master.cf")
     if not options["to"] or any(ord(c) < 32 or c in "<>\x7f" for c in options["from"] + options["to"]):
         raise Answer(LATER, "4.3.5 gateway-pipe: an address that cannot be named in a command")
     return options
@@ -113,8 +113,8 @@ def with_door(door, options, octets):
     if not octets.endswith(b"\r\n"):
         octets += b"\r\n"
     forward(door, options, offers)
-    wanted(door.say("MAIL FROM:<%s>%s" % (options["from"], parameters(options, octets, offers))))
-    wanted(door.say("RCPT TO:<%s>" % options["to"]))
+    wanted(door.say(f"MAIL FROM:<{options['from']}>{parameters(options, octets, offers)}"))
+    wanted(door.say(f"RCPT TO:<{options['to']}>"))
     wanted(door.say("DATA"), first="3")
     if octets.startswith(b"."):
         octets = b"." + octets
@@ -129,7 +129,7 @@ def forward(door, options, offers):
     facts = {"ADDR": options.get("client", ""), "HELO": options.get("helo", "")}
     if facts["ADDR"] in ("unknown", "local"):
         facts["ADDR"] = ""
-    words = ["%s=%s" % (name, xtext(facts[name])) for name in ("ADDR", "HELO") if name in offered]
+    words = [f"{name}={xtext(facts[name])}" for name in ("ADDR", "HELO") if name in offered]
     if words:
         door.say("XFORWARD " + " ".join(words))
 
@@ -137,14 +137,14 @@ def forward(door, options, offers):
 def xtext(value):
     """Encodes as RFC 3461, section 4, has it; what is not known is said to be unavailable."""
     octets = value.encode(sys.getfilesystemencoding(), "surrogateescape")
-    return "".join(chr(o) if 33 <= o <= 126 and o not in b"+=" else "+%02X" % o for o in octets) or "[UNAVAILABLE]"
+    return "".join(chr(o) if 33 <= o <= 126 and o not in b"+=" else f"+{o:02X}" for o in octets) or "[UNAVAILABLE]"
 
 
 def parameters(options, octets, offers):
     """The parameters of MAIL that this mail needs and the door offers."""
     header = octets.partition(b"\r\n\r\n")[0]
     needs_utf8 = not (header.isascii() and (options["from"] + options["to"]).isascii())
-    words = ["SIZE=%d" % len(octets)] if any(offer.upper().startswith("SIZE") for offer in offers) else []
+    words = [f"SIZE={len(octets)}"] if any(offer.upper().startswith("SIZE") for offer in offers) else []
     words += ["BODY=8BITMIME"] if "8BITMIME" in offers and not octets.isascii() else []
     words += ["SMTPUTF8"] if "SMTPUTF8" in offers and needs_utf8 else []
     return "".join(" " + word for word in words)
@@ -158,7 +158,7 @@ def wanted(reply, first="2"):
     status = text.split(" ")[0].split(".")
     is_proven = 550 <= code <= 554 and len(status) == 3 and status[0] == "5" and status[1] in "123467"
     if not is_proven:
-        raise Answer(LATER, "4.3.0 the gateway said: %d %s" % (code, text))
+        raise Answer(LATER, f"4.3.0 the gateway said: {code} {text}")
     raise Answer({"1": NO_RECIPIENT, "7": NOT_PERMITTED}.get(status[1], CONTENT), text)
 
 
@@ -179,7 +179,7 @@ if __name__ == "__main__":
         except TimeoutError:
             found = Answer(LATER, "4.4.2 the gateway did not answer in time")
         except OSError as error:
-            found = Answer(LATER, "4.4.1 the gateway is not there: %s" % error.strerror)
+            found = Answer(LATER, f"4.4.1 the gateway is not there: {error.strerror}")
         tell(found)
         sys.exit(found.code)
     except Exception:  # noqa: BLE001 - the wrapper makes 75 of it, too; a traceback would only be quoted to the sender

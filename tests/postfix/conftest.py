@@ -18,8 +18,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
 
-from house import House  # noqa: E402 - found by the line above
-from mta import PIPE_USER, SETTLE_SECONDS, Mta, missing  # noqa: E402
+from house import House
+from mta import PIPE_USER, SETTLE_SECONDS, Mta, missing
 
 DOMAIN = "in.example.org"
 DOMAINS = (DOMAIN, "bücher.example", "xn--bcher-kva.example")

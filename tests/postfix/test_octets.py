@@ -11,8 +11,8 @@ from conftest import DOMAIN, Site
 from mta import without_trace
 
 HEAD = (
-    "From: Ann <ann@example.net>\r\nTo: posts@in.example.org\r\nDate: Fri, 27 Nov 2026 17:00:00 +0000\r\nMessage-ID: <{}@example.net>\r\n"
-    "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nSubject: {}\r\n"
+    "From: Ann <ann@example.net>\r\nTo: posts@in.example.org\r\nDate: Fri, 27 Nov 2026 17:00:00 +0000\r\n"
+    "Message-ID: <{}@example.net>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nSubject: {}\r\n"
 )
 
 
