@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from conftest import DOMAIN, Site
 from mta import without_trace
+from premises import DOMAIN, Site
 
 HEAD = (
     "From: Ann <ann@example.net>\r\nTo: posts@in.example.org\r\nDate: Fri, 27 Nov 2026 17:00:00 +0000\r\n"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import DOMAIN, Site
 from mta import Mta
+from premises import DOMAIN, Site
 
 POSTS = f"posts@{DOMAIN}"
 TRANSPORTS = pytest.mark.parametrize("transport", ["lmtp", "pipe"])
