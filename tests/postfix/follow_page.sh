@@ -9,13 +9,15 @@ mirror=${MIRROR:-http://deb.debian.org/debian}
 [ -d "$cache/usr" ] || debootstrap --variant=minbase --include=python3,python3-pip,make,ca-certificates bookworm "$cache" "$mirror" >/dev/null
 
 root=$(mktemp -d /var/tmp/gateway-page.XXXXXX)
-clean() { umount "$root/proc" "$root/dev" 2>/dev/null || true; rm -rf --one-file-system "$root"; }
+clean() {
+  for place in proc dev; do umount "$root/$place" 2>/dev/null || umount -l "$root/$place" 2>/dev/null || true; done
+  rm -rf --one-file-system "$root"
+}
 trap clean EXIT INT TERM
 cp -a "$cache/." "$root"
 chmod 755 "$root"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
-for file in /etc/pip.conf /root/.config/pip/pip.conf; do [ ! -f "$file" ] || cp "$file" "$root/etc/pip.conf"; done
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod +x "$root/usr/sbin/policy-rc.d"
 mount --bind /dev "$root/dev"
