@@ -36,9 +36,9 @@ umount "$root/proc"
   blocks 2 4
   echo 'until grep -q gateway-serving /var/log/gateway.log; do sleep 0.2; done'
   blocks 5 5
-  echo 'for i in $(seq 100); do /opt/gateway/.venv/bin/gateway mails | grep -q delivered && break; sleep 0.5; done'
-  echo '/opt/gateway/.venv/bin/gateway mails; postqueue -p'
-  echo '/opt/gateway/.venv/bin/gateway mails --json | grep "\"disposition\": *\"delivered\"" && postqueue -p | grep "queue is empty"'
+  echo 'for i in $(seq 100); do gateway mails | grep -q delivered && break; sleep 0.5; done'
+  echo 'gateway mails; postqueue -p'
+  echo 'gateway mails --json | grep "\"disposition\": *\"delivered\"" && postqueue -p | grep "queue is empty"'
   echo '/opt/gateway/postfix/install --undo'
 } >"$root/later.sh"
 unshare --net --pid --fork --mount --kill-child sh -eu -c '
