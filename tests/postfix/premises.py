@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -93,11 +93,12 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def mails(self, count: int) -> list[dict[str, object]]:
-        """Waits until so many (mail, recipient) have their disposition and returns them."""
+    def mails(self, count: int, subjects: Collection[str] = ()) -> list[dict[str, object]]:
+        """Waits until so many (mail, recipient), of these subjects if any, have their disposition and returns them."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            rows = self.house.list("mails", "--limit", "5000")
+            listed = self.house.list("mails", "--limit", "5000")
+            rows = [row for row in listed if not subjects or row["subject"] in subjects]
             if len([row for row in rows if row["disposition"] != "pending"]) >= count:
                 return rows
             assert time.monotonic() < deadline, (rows[-5:], self.house.log()[-3000:])
