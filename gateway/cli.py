@@ -28,6 +28,7 @@ cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 db = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The store's schema and who may do what in it.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+recipients = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Whom we take mail for.")
 alarm = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Alarms: how admins are told.")
 users = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="People who may log in to the pages.")
 keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Keys of apps for the API.")
@@ -35,6 +36,7 @@ cli.add_typer(dead, name="dead")
 cli.add_typer(alarm, name="alarm")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
+cli.add_typer(recipients, name="recipients")
 cli.add_typer(templates, name="templates")
 cli.add_typer(db, name="db")
 
@@ -307,6 +309,20 @@ def replay(
 
     rows = _run(commands.replay(_settings(context), items))
     tables.print_rows(rows, ["id", "rcpt_to", "disposition", "action"], as_json=as_json)
+
+
+@recipients.command("export")
+def recipients_export(
+    context: Context, file: Annotated[str, typer.Argument(help="Where Postfix reads them (texthash:); - is stdout.")]
+) -> None:
+    """Writes our recipients as a Postfix table; a file that is right already is left alone."""
+    from gateway import commands
+
+    text, is_new = commands.export_recipients(_settings(context), None if file == "-" else Path(file))
+    if file == "-":
+        print(text, end="")  # noqa: T201
+    else:
+        _note(f"{file}: {text.count(chr(10))} recipients, {'written' if is_new else 'unchanged'}")
 
 
 @cli.command()

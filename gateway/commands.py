@@ -140,6 +140,15 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
         return await explain(octets, envelope, decider, router)
 
 
+def export_recipients(settings: Settings, path: Path | None) -> tuple[str, bool]:
+    """The recipients as a Postfix table, written to the file if one is named; (the text, whether the file is new)."""
+    from gateway.inbound.recipient_map import recipient_map, write_map
+
+    app.check_values(settings)
+    text = recipient_map(app.router(settings))
+    return text, path is not None and write_map(path, text)
+
+
 async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any]]:
     """Has held, failed and dead mails processed anew; a line per recipient says what is done.
 

@@ -143,7 +143,9 @@ class Settings(_Table):
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
         "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
     )
-    trusted_hosts: tuple[str, ...] = Field((), description="proxies whose X-Forwarded-For and -Proto we believe")
+    trusted_hosts: tuple[str, ...] = Field(
+        (), description="proxies and mail servers whose word about their clients we believe"
+    )
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
     domains: tuple[str, ...] = Field((), description="the domains we take mail for; default: localhost")
     retry_ladder: str = Field("1m 5m 15m 1h*2 4h*3 12h*9", description="what waits after each unsuccessful attempt")

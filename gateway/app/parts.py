@@ -22,6 +22,7 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.activation import Activation
     from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
@@ -39,7 +40,16 @@ class Parts:
     def __init__(self, settings: Settings, log: MailLog) -> None:
         self.settings = settings
         self.log = log
+        self._activation: Activation | None = None
         self._open: dict[str, Any] = {}
+
+    @property
+    def activation(self) -> Activation:
+        """The sockets that systemd opened for the doors of this process."""
+        from gateway.inbound.activation import Activation
+
+        self._activation = self._activation or Activation()
+        return self._activation
 
     def opened(self, name: str) -> Any:
         """A part that somebody has opened, None while nobody has."""

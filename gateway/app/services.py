@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from gateway.app.checks import refuse_open_house
-from gateway.app.making import alarm_book, listen_on, naming_the_key, open_notice_writer, receipted
+from gateway.app.making import alarm_book, listen_on, naming_the_key, open_notice_writer, our_names, receipted
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.maillog import told
@@ -31,6 +31,7 @@ async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
 
 async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.inbound.door import DoorLimits
+    from gateway.inbound.xforward import TrustedHosts
 
     settings = parts.settings
     limits = DoorLimits(
@@ -40,9 +41,16 @@ async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitS
         idle_seconds=settings.limits.idle,
     )
     listen = getattr(settings, key)
-    door = kind(await parts.intake(stack), listen=listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    door = kind(
+        await parts.intake(stack),
+        listen=listen,
+        hostname=settings.hostname,
+        limits=limits,
+        trusted_hosts=TrustedHosts(our_names(settings).trusted),
+        log=parts.log,
+    )
     with naming_the_key(key, listen):
-        await door.start()
+        await door.start(parts.activation.take(door.name))
     stack.push_async_callback(door.close)
     return door.serve
 

@@ -70,6 +70,11 @@ class Router:
             raise _refusal("5.1.1", f"{local}@{domain} is unknown here")
         return found
 
+    def patterns(self) -> list[tuple[str, str]]:
+        """All that leads somewhere, as (local part, domain in A-labels), plus parts aside; `*` is a backstop."""
+        roles = {(role, domain) for role in _ROLES for domain in self._domains}
+        return sorted(roles | set(self._routes))
+
     def accepts(self, rcpt_to: str) -> None:
         """Raises what `route` raises, or 5.1.1 for what the mailbox refuses; the question of the doors."""
         route = self.route(rcpt_to)
