@@ -130,6 +130,7 @@ class Settings(_Table):
     queue_url: str = Field("sqlite:///{data_dir}/queue.db", description="the queue")
     database_url: str = Field("sqlite:///{data_dir}/store.db", description="the store")
     blobs_url: str = Field("file://{data_dir}/blobs", description="attachments and large mails")
+    cache_url: str = Field("", description="redis://…: where processes share posts on their way; empty = each its own")
     relay_urls: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("capture:",), description="where email goes; capture: = files, never sent"
     )

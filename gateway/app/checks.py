@@ -11,6 +11,7 @@ from urllib.parse import quote
 from gateway.app.making import admin_of, is_loopback, ladder, mailboxes, notice_delays, our_names, relay_spec, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
+from gateway.pending import open_pending
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check_values(settings: Settings) -> None:
         ("blobs_url", lambda: _check_blobs(settings.blobs_url)),
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
         ("database_url", lambda: database_file(settings)),
+        ("cache_url", lambda: open_pending(settings.cache_url)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
         ("trusted_hosts", lambda: our_names(settings)),
         ("limits.room", lambda: _check_room(settings)),

@@ -302,6 +302,10 @@ class Mails:
             lambda connection: posts.find_attachment(connection, attachment_id, rendition=rendition)
         )
 
+    async def post_refusal(self, post_id: str) -> dict[str, Any] | None:
+        """Why the request for this post failed, None where none is known."""
+        return await self._database.read(lambda connection: refused.post_refusal(connection, post_id))
+
     async def post_story(self, post_id: str) -> dict[str, Any] | None:
         """One post and its timeline, ready for JSON."""
 
