@@ -33,11 +33,10 @@ class Forwarded:
 
 
 class TrustedHosts:
-    """Hosts and networks whose word about their clients counts."""
+    """Networks of hosts whose word about their clients counts."""
 
-    def __init__(self, hosts: Sequence[str] = ()) -> None:
-        """Raises ValueError for what is neither an IP address nor a network."""
-        self._networks = [ipaddress.ip_network(host) for host in hosts]
+    def __init__(self, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> None:
+        self._networks = tuple(networks)
 
     def __contains__(self, client: str) -> bool:
         try:

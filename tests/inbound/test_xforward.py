@@ -13,8 +13,13 @@ from gateway.inbound.door import Door
 from gateway.inbound.lmtp_door import LmtpDoor
 from gateway.inbound.smtp_door import SmtpDoor
 from gateway.inbound.xforward import TrustedHosts
+from gateway.web.provenance import parse_networks
 
 BOTH = pytest.mark.parametrize("kind", [SmtpDoor, LmtpDoor])
+
+
+def trusted(*hosts: str) -> TrustedHosts:
+    return TrustedHosts(parse_networks(hosts))
 
 
 async def greeted(door: Door) -> tuple[Talk, str]:
@@ -36,7 +41,7 @@ async def origins(house: House) -> list[tuple[object, object]]:
 
 @BOTH
 async def test_a_trusted_host_names_the_client_of_the_next_mail_only(kind: type[Door], house: House) -> None:
-    talk, hello = await greeted(await house.open_door(kind, trusted_hosts=TrustedHosts(["127.0.0.0/8"])))
+    talk, hello = await greeted(await house.open_door(kind, trusted_hosts=trusted("127.0.0.0/8")))
     assert "XFORWARD ADDR HELO" in hello
     assert (await talk.say("XFORWARD NAME=c.example.net ADDR=192.0.2.1 PORT=4711")).startswith("250")
     assert (await talk.say("xforward PROTO=ESMTP HELO=c.ex+61mple.net SOURCE=REMOTE")).startswith("250")
@@ -71,7 +76,7 @@ async def test_who_may_open_the_socket_may_speak_for_others(kind: type[Door], ho
     ],
 )
 async def test_what_cannot_be_known_leaves_the_client_unknown(words: str, house: House) -> None:
-    talk, _ = await greeted(await house.open_door(SmtpDoor, trusted_hosts=TrustedHosts(["127.0.0.1"])))
+    talk, _ = await greeted(await house.open_door(SmtpDoor, trusted_hosts=trusted("127.0.0.1")))
     reply = await talk.say(f"XFORWARD {words}")
     assert reply.startswith("250" if "UNAVAILABLE" in words or "LOCAL" in words else "501 5.5.4 XFORWARD: ")
     await post(talk)
@@ -81,7 +86,7 @@ async def test_what_cannot_be_known_leaves_the_client_unknown(words: str, house:
 
 @BOTH
 async def test_it_comes_after_the_greeting_and_before_mail(kind: type[Door], house: House) -> None:
-    talk = await Talk.with_door(await house.open_door(kind, trusted_hosts=TrustedHosts(["127.0.0.1"])))
+    talk = await Talk.with_door(await house.open_door(kind, trusted_hosts=trusted("127.0.0.1")))
     await talk.reply()
     assert (await talk.say("XFORWARD ADDR=192.0.2.1")).startswith("503 5.5.1")
     await talk.say(f"{talk.hello} mta.example.org")
@@ -92,8 +97,8 @@ async def test_it_comes_after_the_greeting_and_before_mail(kind: type[Door], hou
 
 
 def test_trusted_hosts_are_addresses_and_networks() -> None:
-    trusted = TrustedHosts(["192.0.2.0/24", "2001:db8::/32"])
-    assert all(client in trusted for client in ("192.0.2.7", "::ffff:192.0.2.7", "2001:db8::9"))
-    assert all(client not in trusted for client in ("192.0.3.1", "::1", "local", "unknown", ""))
-    with pytest.raises(SettingsError, match=r"trusted_hosts: 'mail\.example\.org' does not appear to be"):
+    hosts = trusted("192.0.2.0/24", "2001:db8::/32")
+    assert all(client in hosts for client in ("192.0.2.7", "::ffff:192.0.2.7", "2001:db8::9"))
+    assert all(client not in hosts for client in ("192.0.3.1", "::1", "local", "unknown", ""))
+    with pytest.raises(SettingsError, match=r"trusted_hosts: 'mail\.example\.org' is not an IP address"):
         app.check_values(settings.load(environment={"GATEWAY_TRUSTED_HOSTS": "mail.example.org"}))
