@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -137,10 +138,10 @@ class Mta:
         raise AssertionError(f"Postfix did not come up: {self.log()[-3000:]}")
 
     def stop(self) -> None:
-        """Ends master by its id; its children end with it."""
+        """Ends master, and with it all of Postfix; `start-fg` is a script above it that only waits for its end."""
         if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(timeout=30)
+            os.kill(int((self.folder / "queue" / "pid" / "master.pid").read_text()), signal.SIGTERM)
+            self.process.wait(timeout=60)
 
     def log(self) -> str:
         file = self.folder / "maillog"
