@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -137,10 +138,10 @@ class Mta:
         raise AssertionError(f"Postfix did not come up: {self.log()[-3000:]}")
 
     def stop(self) -> None:
-        """Ends master by its id; its children end with it."""
+        """Ends master, and with it all of Postfix; `start-fg` is a script above it that only waits for its end."""
         if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(timeout=30)
+            os.kill(int((self.folder / "queue" / "pid" / "master.pid").read_text()), signal.SIGTERM)
+            self.process.wait(timeout=60)
 
     def log(self) -> str:
         file = self.folder / "maillog"
@@ -189,8 +190,8 @@ class Mta:
 
         def is_empty() -> bool:
             nonlocal began
-            if self._in("active") + self._in("incoming") == 0 and time.monotonic() - began > 1 and self.waiting():
-                self.flush()  # a mail that was in flight during the last flush was deferred after it
+            if time.monotonic() - began > 2 and self.waiting():
+                self.flush()  # what was in flight during the last flush, or while Postfix reloaded, was passed over
                 began = time.monotonic()
             return self.waiting() == 0
 
@@ -210,8 +211,9 @@ class Mta:
         log = self.log()
         statuses = Counter(re.findall(r"status=(\w+)", log))
         assert not {name for name in statuses if name not in {"sent", "deferred"}}, (statuses, log[-4000:])
-        assert "fatal:" not in log, log[-4000:]
-        assert "panic:" not in log, log[-4000:]
+        for line in log.splitlines():
+            is_bad = "fatal:" in line or "panic:" in line
+            assert not is_bad or "execvp" in line, line  # a program that is gone is one of the cases
         for name in ("bounce", "corrupt"):
             assert self._in(name) == 0, log[-4000:]
         if not self.waiting():
