@@ -22,6 +22,7 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
+    from gateway.store.mails import DeliveryRecord
     from gateway.watch.doctor import Finding
 
 
@@ -109,8 +110,9 @@ async def release(settings: Settings, item: str) -> int:
         kind, subject = await _the_one(store, item)
         if kind == "email":
             return await store.ledger.release(subject)
-        held = [row for row in await store.mails.deliveries(subject) if row.disposition is Disposition.HELD]
-        await _replay(settings, store, subject, [row.rcpt_to for row in held], is_release=True)
+        rows = await store.mails.deliveries(subject)
+        held = [row for row in rows if row.disposition is Disposition.HELD]
+        await _replay(settings, store, rows, [row.rcpt_to for row in held], is_release=True)
         return len(held)
 
 
@@ -132,7 +134,7 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
             router=router,
             mailboxes=app.mailboxes(settings, support),
             clock=utc_now,
-            find_thread=store.mails.find_thread if store else None,
+            threads=store.mails if store else None,
         )
         return await explain(octets, envelope, decider, router)
 
@@ -158,7 +160,7 @@ async def _replay_mail(settings: Settings, store: Store, mail_id: str) -> list[d
     from gateway.inbound.replay import is_replayable
 
     rows = await store.mails.deliveries(mail_id)
-    await _replay(settings, store, mail_id, [row.rcpt_to for row in rows if is_replayable(row)])
+    await _replay(settings, store, rows, [row.rcpt_to for row in rows if is_replayable(row)])
     return [
         {
             "id": mail_id,
@@ -171,19 +173,27 @@ async def _replay_mail(settings: Settings, store: Store, mail_id: str) -> list[d
 
 
 async def _replay(
-    settings: Settings, store: Store, mail_id: str, recipients: Sequence[str], *, is_release: bool = False
+    settings: Settings,
+    store: Store,
+    rows: Sequence[DeliveryRecord],
+    recipients: Sequence[str],
+    *,
+    is_release: bool = False,
 ) -> None:
-    """Publishes the tickets; the dead letters they stand for go away."""
+    """Publishes tickets for some recipients of a mail; the dead letters that nobody else waits for go away."""
     from gateway.inbound.replay import replay_tickets
 
-    mail = await store.mails.stored(mail_id)
-    if mail is None or not recipients:
+    if not recipients:
         return
+    mail_id = rows[0].mail_id
+    cared_for = {*recipients, *(row.rcpt_to for row in rows if row.disposition.is_final)}
+    mail = await store.mails.stored(mail_id)
+    assert mail is not None  # its deliveries refer to it
     async with open_queue(settings) as broker:
         await broker.publish(replay_tickets(mail, recipients, is_release=is_release))
         for letter in await broker.dead():
             named = letter.ticket.headers.get("rcpt_to")
-            if letter.ticket.id == mail_id and isinstance(named, list) and set(named) <= set(recipients):
+            if letter.ticket.id == mail_id and isinstance(named, list) and cared_for.issuperset(named):
                 await broker.drop_dead(letter.number)
 
 

@@ -4,6 +4,7 @@
     ├── TransientFailure      4.x.x: try again later (the default for every unknown fault)
     │   ├── QueueUnavailable      the queue did not confirm; nothing is promised
     │   ├── StoreUnavailable      the database or blob store did not answer
+    │   │   └── BlobDamaged           it answered with other octets than were put
     │   └── StorageFault          an SQLite file could not be read or written
     ├── PermanentFailure      5.x.x: proven; trying again cannot help
     │   └── InvalidRequest        a request broke its contract; carries every problem with its path
@@ -79,6 +80,10 @@ class QueueUnavailable(TransientFailure):
 
 class StoreUnavailable(TransientFailure):
     """The database or the blob store did not answer: work waits in the queue."""
+
+
+class BlobDamaged(StoreUnavailable):
+    """A blob's octets are not those its digest names: only a restored copy, or the same octets put again, can help."""
 
 
 class StorageFault(TransientFailure):

@@ -7,6 +7,7 @@ does not contradict it.  Limits: office files look like zip archives to libmagic
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mimetypes
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from gateway.mail.parse import Cage, ParsedAttachment
 
 UNKNOWN = "application/octet-stream"
 _HEAD_BYTES = 8 * 1024
+_HASHED_HERE_BYTES = 1024 * 1024  # more would keep the event loop for milliseconds
 # What libmagic answers for a whole family: the label knows better.
 _VAGUE = frozenset({UNKNOWN, "application/zip", "application/x-ole-storage", "application/cdfv2", "text/xml"})
 _EMPTY = frozenset({"inode/x-empty", "application/x-empty"})
@@ -61,8 +63,9 @@ async def typed(attachments: Sequence[ParsedAttachment], cage: Cage) -> tuple[Ty
     heads = [attachment.octets[:_HEAD_BYTES] for attachment in attachments]
     request = {"sizes": [len(head) for head in heads]}
     answer, _ = await cage.run("gateway.inbound.attachments:sniff_job", request, b"".join(heads))
-    pairs = zip(attachments, answer["types"], strict=True)
-    return tuple(_typed(number, attachment, sniffed) for number, (attachment, sniffed) in enumerate(pairs, 1))
+    if sum(len(attachment.octets) for attachment in attachments) <= _HASHED_HERE_BYTES:
+        return _all_typed(attachments, answer["types"])
+    return await asyncio.to_thread(_all_typed, attachments, answer["types"])
 
 
 def sniff_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], bytes]:
@@ -86,6 +89,11 @@ def settle(declared: str, sniffed: str) -> str:
     if sniffed in _VAGUE:
         return (declared if not declared.startswith("text/") else "") or sniffed
     return sniffed
+
+
+def _all_typed(attachments: Sequence[ParsedAttachment], types: Sequence[str]) -> tuple[TypedAttachment, ...]:
+    pairs = zip(attachments, types, strict=True)
+    return tuple(_typed(number, attachment, sniffed) for number, (attachment, sniffed) in enumerate(pairs, 1))
 
 
 def _typed(number: int, attachment: ParsedAttachment, sniffed: str) -> TypedAttachment:

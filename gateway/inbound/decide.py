@@ -1,16 +1,18 @@
 """Decide: what ingestion would make of a mail, for each recipient, and why.  Writes nothing; `explain` is this alone.
 
 Flow: cage → parse, type the attachments, route, ask the mailbox.
-Promises: a mail that cannot be parsed, or costs too much, is held for every recipient with the reason; a mailbox that raises
-delays its own recipient only.  A fault of ours (no cage, no store) is raised, never turned into a decision about the mail.
+Promises: a mail that cannot be parsed, or costs too much, is held for every recipient with the reason; a mailbox that raises,
+whatever it raises, delays its own recipient only.  A fault of ours (no cage, no store) behind our reading or behind a
+question of the context is raised, never turned into a decision about the mail.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol, TypeVar
 
 from gateway.errors import FaultOwner, JobFailed, OverBudget, PermanentFailure, TransientFailure
 from gateway.inbound import photos
@@ -25,7 +27,7 @@ from gateway.mail.reply_text import strip_reply
 from gateway.mail.threads import ThreadClues
 from gateway.runtime import Clock
 
-FindThread = Callable[[str, ThreadClues, datetime], Awaitable[str]]
+_Answer = TypeVar("_Answer")
 
 _MAILBOX_SECONDS = 60.0
 
@@ -73,8 +75,16 @@ class ReadMail:
     fault: str = ""
 
 
+class Threads(Protocol):
+    """What is known of conversations; the store's mails are one."""
+
+    async def find_thread(self, address: str, clues: ThreadClues, at: datetime) -> str: ...
+
+    async def reply_address_of(self, message_ids: Sequence[str]) -> str: ...
+
+
 class Decider:
-    """Reads a mail once and decides for each recipient; without `find_thread` every thread is a new one."""
+    """Reads a mail once and decides for each recipient; without `threads` every thread is a new one."""
 
     def __init__(
         self,
@@ -83,9 +93,9 @@ class Decider:
         router: Router,
         mailboxes: Mapping[str, Mailbox],
         clock: Clock,
-        find_thread: FindThread | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        self._find_thread = find_thread
+        self._threads = threads
         self._cage = cage
         self._router = router
         self._mailboxes = mailboxes
@@ -116,37 +126,60 @@ class Decider:
         if read.fault:
             return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=Hold(reason=read.fault))
         mail = ReceivedMail(envelope=envelope, rcpt_to=rcpt_to, parsed=read.parsed, attachments=read.attachments)
-        context = self._context(route.kind, own_address(route, rcpt_to), envelope.received_at, is_released)
-        outcome = await _ask(mailbox, mail, context)
+        witness = _Witness()
+        context = self._context(witness, route.kind, own_address(route, rcpt_to), envelope.received_at, is_released)
+        outcome = await _ask(mailbox, mail, context, witness)
         return Decision(rcpt_to=rcpt_to, mailbox=route.kind, outcome=outcome, address=context.address)
 
-    def _context(self, kind: str, address: str, received_at: datetime, is_released: bool) -> Context:
+    def _context(self, witness: _Witness, kind: str, address: str, received_at: datetime, is_released: bool) -> Context:
         """What the mailbox may ask; a thread is looked for as of the mail's own time, so that a replay finds the same."""
 
         async def find_thread(clues: ThreadClues) -> str:
-            return await self._find_thread(address, clues, received_at) if self._find_thread else clues.thread_id
+            return await self._threads.find_thread(address, clues, received_at) if self._threads else clues.thread_id
+
+        async def reply_address_of(message_ids: Sequence[str]) -> str:
+            return await self._threads.reply_address_of(message_ids) if self._threads else ""
 
         return Context(
             mailbox=kind,
             address=address,
             now=self._clock(),
             is_released=is_released,
-            inspect_photo=lambda octets: photos.inspect(octets, self._cage),
-            strip_reply=lambda text: strip_reply(text, self._cage),
-            find_thread=find_thread,
+            inspect_photo=lambda octets: witness.hear(photos.inspect(octets, self._cage)),
+            strip_reply=lambda text: witness.hear(strip_reply(text, self._cage)),
+            find_thread=lambda clues: witness.hear(find_thread(clues)),
+            reply_address_of=lambda message_ids: witness.hear(reply_address_of(message_ids)),
         )
 
 
-async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcome | Postpone:
+class _Witness:
+    """Knows our own faults, behind questions of the context, from all a plug-in may raise, errors of ours included."""
+
+    def __init__(self) -> None:
+        self._fault: TransientFailure | None = None
+
+    async def hear(self, answer: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await answer
+        except TransientFailure as fault:
+            if fault.owner is FaultOwner.OURS:
+                self._fault = fault
+            raise
+
+    def blames_us(self, error: BaseException) -> bool:
+        return error is self._fault
+
+
+async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context, witness: _Witness) -> Outcome | Postpone:
     try:
         async with asyncio.timeout(_MAILBOX_SECONDS):
             outcome = await mailbox.receive(mail, context)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         raise
-    # Broad: a plug-in may raise anything, sys.exit() included; it is recorded as the recipient's reason.  Only a fault of
-    # ours behind a question of the context (the store is away) is nobody's turn on the ladder.
+    # Broad: a plug-in may raise anything, sys.exit() and the end of a task of its own included; it is recorded as the
+    # recipient's reason.  Only a fault of ours (the store is away) is nobody's turn on the ladder.
     except BaseException as error:
-        if isinstance(error, TransientFailure) and error.owner is FaultOwner.OURS:
+        if witness.blames_us(error) or (isinstance(error, asyncio.CancelledError) and _are_we_cancelled()):
             raise
         reason = f"mailbox {context.mailbox} failed: {type(error).__name__}: {error}"[:500]
         return Postpone(reason=reason, fingerprint=fingerprint_of(error, mailbox))
@@ -154,3 +187,8 @@ async def _ask(mailbox: Mailbox, mail: ReceivedMail, context: Context) -> Outcom
         reason = f"mailbox {context.mailbox} answered {type(outcome).__name__}, which is no outcome"
         return Postpone(reason=reason, fingerprint=reason)
     return outcome
+
+
+def _are_we_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

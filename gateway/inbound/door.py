@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorLimits:
-    """What one client may ask of the door (Postfix's values, but for the size)."""
+    """What one client may ask of the door (Postfix's values, but for the size).
+
+    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over.
+    """
 
     mail_bytes: int = 35 * 1024 * 1024
     recipients: int = 1_000
@@ -35,6 +38,7 @@ class DoorLimits:
     connections_per_client: int = 50
     idle_seconds: float = 300.0
     data_bytes_per_second: float = 500.0
+    linger_seconds: float = 30.0
     drain_seconds: float = 15.0
 
 

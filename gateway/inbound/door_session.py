@@ -28,7 +28,8 @@ from aiosmtpd.smtp import SMTP
 
 from gateway.errors import PermanentFailure, QueueUnavailable, StorageFault, StoreUnavailable, TransientFailure
 from gateway.inbound.incoming import NO_ROOM, Incoming
-from gateway.mail.addresses import Address, parse_mailbox
+from gateway.inbound.router import recipient_key
+from gateway.mail.addresses import parse_mailbox
 from gateway.mail.envelope import Envelope
 from gateway.reply import Reply
 from gateway.runtime import failpoint, utc_now
@@ -146,6 +147,9 @@ class DoorSession(SMTP):
 
     def _timeout_cb(self) -> None:
         """Ends who is silent, or sends data slower than the limit; everyone else gets a new term."""
+        if self.transport is not None and self.transport.is_closing():
+            self.abort()  # closed long ago, but a client that reads nothing would keep its place for ever
+            return
         allowed = self._last_heard + self._limits.idle_seconds
         if self._in_data:
             read = self._incoming.wire_bytes if self._incoming is not None else 0
@@ -165,8 +169,10 @@ class DoorSession(SMTP):
         self._close()
 
     def _close(self) -> None:
+        """Closes as soon as the client has taken what was written."""
         if self.transport is not None:
             self.transport.close()
+            self._reset_timeout(self._limits.linger_seconds)
 
     # Replies.
 
@@ -334,9 +340,9 @@ class DoorSession(SMTP):
         times = self.envelope.accepted if self.replies_each else 1
         self._set_post_data_state()  # type: ignore[no-untyped-call]
         failpoint("door.replied.before")
+        self._reset_timeout()  # from here on it is the client's turn again: to take the reply
         await self.push(str(reply), times)
         self._in_data = False
-        self._reset_timeout()
 
     def _data_refusal(self, arg: str | None) -> str:
         if not self.session.host_name:
@@ -431,7 +437,7 @@ class _Checks:
             self._door.intake.check_recipient(address)
         except (TransientFailure, PermanentFailure) as failure:
             return str(failure.reply)
-        key = Address(mailbox=address).key
+        key = recipient_key(address)
         is_new = key not in envelope.rcpt_keys
         # Where each gets its own reply, one named again counts again: so the replies are bounded, too.
         taken = envelope.accepted if server.replies_each else len(envelope.rcpt_tos)

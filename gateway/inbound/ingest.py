@@ -7,8 +7,11 @@ parsed is held with its octets; a mailbox (or the store) that raises delays its 
 held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
 A ticket with the header `replay` works what waits for a person, too (`inbound.replay`).
 Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
-A mail whose blob is missing climbs the ladder, too, and then is a dead letter.
-A ticket that is no mail (headers missing, other octets than promised) raises PermanentFailure: a dead letter with its reason.
+A mail whose blob is missing or damaged climbs the ladder, too.  What ends as a dead letter is recorded `dead` before.
+A ticket that is no mail (headers missing, other octets than promised, the id of another mail) raises PermanentFailure: a dead
+letter with its reason, and nobody's row is touched.
+A turn of `turn_seconds` is enough for one ticket: who was not reached in it goes on with a ticket of his own, so that a
+mailbox that hangs for one recipient after the other keeps nobody behind them from his post.
 Limits: Forward is held until there is a way to send it on.
 """
 
@@ -21,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
+from gateway.errors import BlobDamaged, FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.attachments import TypedAttachment
 from gateway.inbound.decide import Decider, Decision, Postpone
 from gateway.inbound.faults import HEADER as FAULT
@@ -34,17 +37,21 @@ from gateway.inbound.router import Router
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.fingerprint import content_key
+from gateway.mail.ids import canonical_uuid
 from gateway.mail.parse import Cage
 from gateway.maillog import MailLog
 from gateway.queue.broker import Done
 from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
+from gateway.queue.worker import fault_wait_seconds
 from gateway.reply import Reply
 from gateway.runtime import Clock, failpoint
 from gateway.store.mails import Mails
 from gateway.store.posts import NewAttachment, NewPost
 
 Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
+
+TURN_SECONDS = 240.0  # with the 60 s a mailbox has, far from the worker's deadline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +63,17 @@ class _Arrival:
     octets: bytes
     blob: str | None
     sha256: str
+    size: int
+
+
+class _NoMail(PermanentFailure):
+    """The ticket is not the mail it says it is; what the store knows under its id is none of its business."""
 
 
 class _BlobMissing(TransientFailure):
-    """The store answers and has no such blob: it may come back (a folder mounted late), so the ladder is climbed first."""
+    """The store answers and has no such blob, or a damaged one: it may come back (a folder mounted late, a copy restored),
+    so the ladder is climbed first.
+    """
 
 
 class Ingest:
@@ -78,8 +92,10 @@ class Ingest:
         log: MailLog,
         clock: Clock,
         jitter: Callable[[], float] = random.random,
+        turn_seconds: float = TURN_SECONDS,
     ) -> None:
         self._jitter = jitter
+        self._turn_seconds = turn_seconds
         self._mails = mails
         self._blobs = blobs
         self._publish = publish
@@ -87,37 +103,26 @@ class Ingest:
         self._log = log
         self._clock = clock
         self._passes = Passes()
-        self.decider = Decider(
-            cage=cage, router=router, mailboxes=mailboxes, clock=clock, find_thread=mails.find_thread
-        )
+        self.decider = Decider(cage=cage, router=router, mailboxes=mailboxes, clock=clock, threads=mails)
 
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; see the module for what it raises."""
-        arrival = await self._open(ticket)
-        open_recipients = await self._open_recipients(arrival)
-        if not open_recipients:
-            await self._publish_tickets([], arrival.envelope.mail_id)
-            return Done()
-        read = await self.decider.read(arrival.octets)
-        await self._record_received(arrival, subject=read.parsed.subject)
-        retries = []
-        is_released = bool(ticket.headers.get(RELEASE))
-        for rcpt_to in open_recipients:
-            decision = await self.decider.decide(arrival.envelope, read, rcpt_to, is_released=is_released)
-            failpoint("ingest.decided")
-            retry = await self._record_or_postpone(arrival, decision)
-            failpoint("ingest.recorded")
-            retries += [retry] if retry else []
-        await self._publish_tickets(retries, arrival.envelope.mail_id)
-        failpoint("ingest.acked.before")
-        return Done()
+        try:
+            return await self._work(ticket)
+        # Broad: whatever makes a dead letter of the ticket, its recipients must know before.
+        except Exception as fault:
+            if fault_wait_seconds(ticket, fault, self._ladder) is None:
+                await self.bury(ticket, f"{type(fault).__name__}: {fault}"[:500])
+            raise
 
     async def bury(self, ticket: Ticket, reason: str) -> None:
         """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
         try:
             arrival = await self._open(ticket)
-        except (PermanentFailure, _BlobMissing):
-            return  # it is no mail, or has none any more; its dead letter says so
+        except _NoMail:
+            return  # its dead letter says so
+        except _BlobMissing:
+            arrival = self._without_octets(ticket)
         await self._record_received(arrival)
         for rcpt_to in await self._open_recipients(arrival):
             await self._mails.record_dead(arrival.envelope.mail_id, rcpt_to, mailbox="", reason=reason)
@@ -125,41 +130,80 @@ class Ingest:
                 arrival.envelope.mail_id, rcpt_to=rcpt_to, disposition=Disposition.DEAD, reason=reason
             )
 
+    async def _work(self, ticket: Ticket) -> Done:
+        turn_ends = asyncio.get_running_loop().time() + self._turn_seconds
+        arrival = await self._open(ticket)
+        open_recipients = await self._open_recipients(arrival)
+        if not open_recipients:
+            await self._publish_tickets([], arrival.envelope.mail_id)
+            return Done()
+        read = await self.decider.read(arrival.octets)
+        await self._record_received(arrival, subject=read.parsed.subject)
+        tickets: list[Ticket] = []
+        is_released = bool(ticket.headers.get(RELEASE))
+        for done, rcpt_to in enumerate(open_recipients):
+            if done and asyncio.get_running_loop().time() >= turn_ends:
+                tickets.append(_rest_ticket(ticket, open_recipients[done:]))
+                break
+            decision = await self.decider.decide(arrival.envelope, read, rcpt_to, is_released=is_released)
+            failpoint("ingest.decided")
+            retry = await self._record_or_postpone(arrival, decision)
+            failpoint("ingest.recorded")
+            tickets += [retry] if retry else []
+        await self._publish_tickets(tickets, arrival.envelope.mail_id)
+        failpoint("ingest.acked.before")
+        return Done()
+
     async def _record_received(self, arrival: _Arrival, subject: str = "") -> None:
+        key = await asyncio.to_thread(content_key, arrival.octets) if arrival.octets else ""
         await self._mails.record_received(
             arrival.envelope,
             arrival.blob or arrival.octets,
-            size=len(arrival.octets),
+            size=arrival.size,
             sha256=arrival.sha256,
             subject=subject,
-            content_key=await asyncio.to_thread(content_key, arrival.octets),
+            content_key=key,
         )
 
-    async def _publish_tickets(self, retries: list[Ticket], mail_id: str) -> None:
+    async def _publish_tickets(self, tickets: list[Ticket], mail_id: str) -> None:
         """Publishes what goes on after this ticket; photos that wait are asked of the store, so that a crash loses none."""
-        tickets = [*retries, *map(photo_ticket, await self._mails.waiting_photos(mail_id))]
+        tickets = [*tickets, *map(photo_ticket, await self._mails.waiting_photos(mail_id))]
         if tickets:
             await self._publish(tickets)
             failpoint("ingest.retries_published")
 
     async def _open(self, ticket: Ticket) -> _Arrival:
-        try:
-            envelope = Envelope.from_headers(ticket.id, ticket.headers)
-        except (KeyError, ValueError) as error:
-            raise PermanentFailure(f"no mail: header {error}") from None
+        envelope = _envelope(ticket)
         blob = str(ticket.headers.get("blob") or "") or None
         octets = await self._fetch(blob) if blob else ticket.body
         digest = (await asyncio.to_thread(hashlib.sha256, octets)).hexdigest()
         promised = str(ticket.headers.get("sha256") or digest)
         if digest != promised:
-            raise PermanentFailure(f"no mail: its octets have sha256 {digest}, the door promised {promised}")
-        return _Arrival(ticket=ticket, envelope=envelope, octets=octets, blob=blob, sha256=digest)
+            raise _NoMail(f"no mail: its octets have sha256 {digest}, the door promised {promised}")
+        known = await self._mails.digest(envelope.mail_id)
+        if known not in (None, digest):
+            raise _NoMail(f"no mail: {envelope.mail_id} is another mail's id, with sha256 {known}; this has {digest}")
+        return _Arrival(ticket=ticket, envelope=envelope, octets=octets, blob=blob, sha256=digest, size=len(octets))
+
+    def _without_octets(self, ticket: Ticket) -> _Arrival:
+        """A mail whose blob is gone, as far as its door described it: it can be shown, and replayed when the blob is back."""
+        blob, size = str(ticket.headers["blob"]), ticket.headers.get("size")
+        return _Arrival(
+            ticket=ticket,
+            envelope=_envelope(ticket),
+            octets=b"",
+            blob=blob,
+            sha256=blob.removeprefix("sha256:"),
+            size=size if isinstance(size, int) else 0,
+        )
 
     async def _fetch(self, blob: str) -> bytes:
         try:
             return await self._blobs.get(blob)
         except ValueError as error:
-            raise PermanentFailure(f"no mail: {error}") from None
+            raise _NoMail(f"no mail: {error}") from None
+        except BlobDamaged as fault:
+            raise _BlobMissing(str(fault), owner=FaultOwner.CONTENT) from None
         except StoreUnavailable:
             if await self._blobs.exists(blob) or not await self._blobs.is_there():
                 raise
@@ -240,7 +284,7 @@ class Ingest:
             )
             return None
         due_at = now + timedelta(seconds=delay_seconds)
-        await self._mails.record_deferred(
+        is_open = await self._mails.record_deferred(
             mail_id,
             rcpt_to,
             mailbox=decision.mailbox,
@@ -248,6 +292,8 @@ class Ingest:
             attempts=attempt,
             next_attempt_at=due_at,
         )
+        if not is_open:
+            return None  # another ticket of his, a replay's, came first
         self._say(decision, mail_id, Disposition.PENDING, postpone.reason)
         return _retry_ticket(arrival.ticket, rcpt_to, fault, attempt=attempt, due_at=due_at)
 
@@ -272,6 +318,19 @@ class Ingest:
 
     def _say(self, decision: Decision, mail_id: str, disposition: Disposition, reason: str) -> None:
         self._log.mail_recorded(mail_id, rcpt_to=decision.rcpt_to, disposition=disposition, reason=reason)
+
+
+def _envelope(ticket: Ticket) -> Envelope:
+    try:
+        return Envelope.from_headers(canonical_uuid(ticket.id), ticket.headers)
+    except (KeyError, ValueError) as error:
+        raise _NoMail(f"no mail: id or header {error}") from None
+
+
+def _rest_ticket(ticket: Ticket, recipients: Sequence[str]) -> Ticket:
+    """A ticket for recipients whom this turn did not reach; it spends no attempt, and fresh mail does not wait for it."""
+    headers = {key: value for key, value in ticket.headers.items() if key != REPLAY} | {"rcpt_to": list(recipients)}
+    return replace(ticket, queue=retry_queue(MAIL_INBOUND), headers=headers, due_at=None)
 
 
 def _retry_ticket(ticket: Ticket, rcpt_to: str, fault: Fault, *, attempt: int, due_at: datetime) -> Ticket:

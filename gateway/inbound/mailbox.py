@@ -12,12 +12,13 @@ What a mailbox needs to know beside the mail it awaits from the context; those q
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from gateway.inbound.attachments import TypedAttachment
+from gateway.inbound.router import plus_of
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse.tree import ParsedMail
 from gateway.mail.threads import ThreadClues
@@ -41,7 +42,7 @@ class ReceivedMail:
     @property
     def plus(self) -> str:
         """What stands behind the + of the address it was sent to."""
-        return self.rcpt_to.rpartition("@")[0].partition("+")[2]
+        return plus_of(self.rcpt_to)
 
 
 async def _nothing(asked: object) -> str:
@@ -57,7 +58,8 @@ class Context:
     """What a mailbox may know besides the mail; `address` is the mailbox's own, without what stands behind a +.
 
     `inspect_photo(octets)` answers why a picture is refused, '' for a sound one; `strip_reply(text)` the new words and what
-    they quote; `find_thread(clues)` the id of the thread a mail belongs to, '' for none.  `is_released`: a person let a mail
+    they quote; `find_thread(clues)` the id of the thread a mail belongs to, '' for none; `reply_address_of(message_ids)`
+    where the first of them that we sent ourselves asked answers to go, '' for none.  `is_released`: a person let a mail
     go on that was held.
     """
 
@@ -68,6 +70,7 @@ class Context:
     inspect_photo: Callable[[bytes], Awaitable[str]] = _nothing
     strip_reply: Callable[[str], Awaitable[tuple[str, str]]] = _whole
     find_thread: Callable[[ThreadClues], Awaitable[str]] = _nothing
+    reply_address_of: Callable[[Sequence[str]], Awaitable[str]] = _nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

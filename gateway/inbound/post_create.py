@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.contract.email_send import Attachment, refuse_too_large
 from gateway.contract.post_create import CreatePost, parse_create_post
-from gateway.errors import InvalidRequest, PermanentFailure, Problem
+from gateway.errors import InvalidRequest, OverBudget, PermanentFailure, Problem
 from gateway.inbound.attachments import TypedAttachment, typed
 from gateway.inbound.ingest import new_attachment
 from gateway.inbound.intake import Blobs
@@ -79,7 +79,12 @@ class PostDesk:
         """Text and safe html; html alone makes the text, too."""
         if not request.html:
             return request.text, ""
-        answer, _ = await self._cage.run("gateway.inbound.post_create:clean_job", {}, request.html.encode())
+        try:
+            answer, _ = await self._cage.run("gateway.inbound.post_create:clean_job", {}, request.html.encode())
+        except OverBudget as fault:
+            if fault.kind == "wall":
+                raise  # it says more of a busy machine than of the html
+            raise InvalidRequest([Problem("html", f"costs too much to clean ({fault})")]) from None
         return request.text or answer["text"], answer["html"]
 
     async def _attachments(self, given: Sequence[Attachment]) -> tuple[TypedAttachment, ...]:

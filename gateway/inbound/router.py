@@ -91,6 +91,12 @@ def plus_of(rcpt_to: str) -> str:
     return rcpt_to.rpartition("@")[0].strip('"').partition("+")[2]
 
 
+def recipient_key(rcpt_to: str) -> tuple[str, str, str]:
+    """What all ways to write one of our recipients share; case counts behind the + only, where it may mean something."""
+    local, domain = _key(rcpt_to)
+    return local.partition("+")[0], plus_of(rcpt_to), domain
+
+
 def _key(address: str) -> tuple[str, str]:
     local, _, domain = address.rpartition("@")
     if local.startswith('"') and local.endswith('"'):

@@ -41,7 +41,7 @@ from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
 from gateway.queue.broker import Done, Later
 from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import Ticket
-from gateway.queue.worker import FIXED_STEP_SECONDS
+from gateway.queue.worker import fault_wait_seconds
 from gateway.runtime import Clock, failpoint
 from gateway.store.ledger import EmailRecord, Ledger, RecipientRecord
 
@@ -148,11 +148,11 @@ class Deliver:
 
     async def _tell_rows(self, errand: _Errand, ticket: Ticket, fault: Exception) -> bool:
         """Records when the worker will bring this ticket again, or that it will not; False when it must not come."""
-        wait_seconds = self._wait_seconds(ticket, fault)
-        if wait_seconds is None:
+        longest_seconds = fault_wait_seconds(ticket, fault, self._ladder, jitter=1)
+        if longest_seconds is None:
             await self._record_dead(errand, fault)
             return True
-        until = self._in(wait_seconds)
+        until = self._in(longest_seconds)
         try:
             is_current = await self._ledger.postpone(
                 errand.email_id, errand.recipient, ticket_id=errand.ticket_id, until=until
@@ -160,14 +160,6 @@ class Deliver:
         except TransientFailure:
             return True  # the store is away altogether: the next turn finds out
         return is_current or isinstance(fault, QueueUnavailable)
-
-    def _wait_seconds(self, ticket: Ticket, fault: Exception) -> float | None:
-        """How long the worker lets this ticket wait after such a fault, at most; None when it buries it."""
-        if isinstance(fault, PermanentFailure):
-            return None
-        if isinstance(fault, TransientFailure) and fault.owner in (FaultOwner.OURS, FaultOwner.RELAY):
-            return FIXED_STEP_SECONDS
-        return self._ladder.delay_seconds(ticket.attempt + 1, jitter=1)
 
     async def _record_dead(self, errand: _Errand, fault: Exception) -> None:
         reason = f"{type(fault).__name__}: {fault}"

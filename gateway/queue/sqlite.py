@@ -337,6 +337,7 @@ class _Consumer:
         """In the writer's thread, while the loop leaves the shares alone: the rows, or when the next one is due."""
         if reaps:
             tables.reap(connection, self._broker._life.is_over, now)
+            tables.make_ready(connection, self._shares.names, now)
         waiting = {name: tables.ready_numbers(connection, name, now, wanted) for name in self._shares.names}
         numbers = self._shares.pick(waiting, wanted)
         if not numbers:

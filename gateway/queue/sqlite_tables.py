@@ -174,6 +174,14 @@ def ready_numbers(connection: Connection, queue: str, now: int, wanted: int) -> 
     return [number for (number,) in connection.execute(statement, (queue, now, wanted))]
 
 
+def make_ready(connection: Connection, queues: Iterable[str], now: int) -> None:
+    """Makes ready what was to be worked at once and is not yet due: the clock was set back since it was published."""
+    statement = "UPDATE tickets SET ready_at = ? WHERE queue = ? AND token IS NULL AND ready_at > ? AND due_at IS NULL"
+    for queue in queues:
+        if queue == fresh_queue(queue):  # a retry queue is full of what waits for its time
+            connection.execute(statement, (now, queue, now))
+
+
 def next_ready_at(connection: Connection, queues: Iterable[str]) -> int | None:
     statement = "SELECT min(ready_at) FROM tickets WHERE queue = ? AND token IS NULL"
     found = [connection.execute(statement, (queue,)).fetchone()[0] for queue in queues]

@@ -143,6 +143,19 @@ async def _is_open(gate: Gate) -> bool:
     return True
 
 
+def fault_wait_seconds(ticket: Ticket, error: BaseException, ladder: Ladder, *, jitter: float = 0.5) -> float | None:
+    """How long a ticket waits when its handler has raised this; None when it becomes a dead letter."""
+    if isinstance(error, PermanentFailure):
+        return None
+    if _spends_no_attempt(error):
+        return FIXED_STEP_SECONDS
+    return ladder.delay_seconds(ticket.attempt + 1, jitter=jitter)
+
+
+def _spends_no_attempt(error: BaseException) -> bool:
+    return isinstance(error, TransientFailure) and error.owner in (FaultOwner.OURS, FaultOwner.RELAY)
+
+
 @dataclass(frozen=True, slots=True)
 class _PatientObserver:
     """An observer that raises must not keep a ticket from its end: the event loop's own log hears of it."""
@@ -180,20 +193,12 @@ class _Rules:
         outcome: Outcome
         if isinstance(error, LeaseLost):
             outcome, next_step = Release(), "left to whoever holds the ticket now"
-        elif isinstance(error, PermanentFailure):
+        elif (seconds := fault_wait_seconds(ticket, error, self.ladder, jitter=self.jitter())) is None:
             outcome, next_step = self._dead(error)
-        elif isinstance(error, TransientFailure) and error.owner in (FaultOwner.OURS, FaultOwner.RELAY):
-            outcome, next_step = self._later(FIXED_STEP_SECONDS, climbs=False)
         else:
-            outcome, next_step = self._climb(ticket, error)
+            outcome, next_step = self._later(seconds, climbs=not _spends_no_attempt(error))
         self.observer.handler_failed(ticket.queue, ticket.id, error=error, next_step=next_step)
         return outcome
-
-    def _climb(self, ticket: Ticket, error: BaseException) -> tuple[Outcome, str]:
-        seconds = self.ladder.delay_seconds(ticket.attempt + 1, jitter=self.jitter())
-        if seconds is None:
-            return self._dead(error)
-        return self._later(seconds, climbs=True)
 
     def _later(self, seconds: float, *, climbs: bool) -> tuple[Outcome, str]:
         outcome = Later(at=self.clock() + timedelta(seconds=seconds), climbs=climbs)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import BlobDamaged, StoreUnavailable
 from gateway.runtime import failpoint
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class FileBlobStore:
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if _size(path) == len(octets):
+        if _size(path) == len(octets) and path.read_bytes() == octets:  # one that rotted is written anew
             os.utime(path)
             # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
             _sync_folder(path.parent)
@@ -113,7 +113,7 @@ class FileBlobStore:
     def _get(self, digest: str) -> bytes:
         octets = self._path(digest).read_bytes()
         if digest_of(octets) != digest:
-            raise StoreUnavailable(f"blobs: {digest} is damaged on disk")
+            raise BlobDamaged(f"blobs: {digest} is damaged on disk")
         return octets
 
 

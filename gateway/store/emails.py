@@ -402,6 +402,7 @@ class DatabaseLedger:
             "subject": request.subject or "",
             "on_unknown": request.on_unknown,
             "serial_key": request.serial_key,
+            "reply_to": next((address.mailbox for address in request.addresses("reply_to")), ""),
             "return_path": self._return_path,
             "accepted_at": now,
             "send_at": request.send_at,

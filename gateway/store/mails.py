@@ -8,6 +8,7 @@ kept exactly as received (up to 256 KiB in a row, beyond that in the blob store)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +29,7 @@ from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance
 from gateway.store.posts import NewPost
-from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, mail_octets, mails
+from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, emails, mail_octets, mails
 
 DUPLICATE_DAYS = 7
 _EVENTS: dict[Disposition, EventType] = {
@@ -227,6 +228,11 @@ class Mails:
         """Every recipient's delivery, in the envelope's order."""
         return await self._database.read(lambda connection: _deliveries(connection, mail_id))
 
+    async def digest(self, mail_id: str) -> str | None:
+        """The SHA-256 of the mail as received, None for an unknown mail."""
+        query = sa.select(mails.c.sha256).where(mails.c.id == mail_id)
+        return await self._database.read(lambda connection: connection.execute(query).scalar())
+
     async def octets(self, mail_id: str) -> bytes | None:
         """The exact octets as received, None for an unknown mail."""
         query = sa.select(mail_octets.c.octets, mail_octets.c.blob).where(mail_octets.c.mail_id == mail_id)
@@ -303,6 +309,14 @@ class Mails:
     async def find_thread(self, address: str, clues: ThreadClues, at: datetime) -> str:
         """The thread at this address that the clues lead to, '' for none."""
         return await self._database.read(lambda connection: posts.find_thread(connection, address, clues, at=at))
+
+    async def reply_address_of(self, message_ids: Sequence[str]) -> str:
+        """Where the first of these Message-IDs (without their brackets) that we sent asked answers to go, '' for none."""
+        wanted = [f"<{item}>" for item in message_ids]
+        query = sa.select(emails.c.message_id, emails.c.reply_to).where(emails.c.message_id.in_(wanted))
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        asked = {row.message_id: row.reply_to for row in rows if row.reply_to}
+        return next((asked[item] for item in wanted if item in asked), "")
 
     async def waiting_photos(self, mail_id: str) -> list[str]:
         """The attachment ids of the photos of this mail that wait for their renditions, in order."""

@@ -246,7 +246,9 @@ emails = sa.Table(
     sa.Column("send_at", UtcDateTime),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     _count("sequence"),
+    _text("reply_to"),
     sa.Index(None, "accepted_at"),
+    sa.Index(None, "message_id"),
 )
 
 email_octets = sa.Table(

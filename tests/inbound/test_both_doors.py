@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from conftest import House, Talk
+from conftest import WAIT_SECONDS, House, Talk
 
 from gateway.errors import QueueUnavailable
 from gateway.inbound.door import Door
@@ -256,3 +257,70 @@ async def test_a_mail_of_35_megabytes_never_stops_the_loop(shape: str, house: Ho
     kept = await house.blobs.get(str(ticket.headers["blob"]))
     assert kept.count(b"\r\n") == wire.count(b"\r\n") - 1
     assert Counter(kept[-3:]) == Counter((wire[:-3].replace(b"\r\n..", b"\r\n."))[-3:])
+
+
+class Deaf:
+    """A client that speaks and never reads what it is told."""
+
+    def __init__(self, door: Door) -> None:
+        host, _, port = door.address.rpartition(":")
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect((host, int(port)))
+        self.socket.setblocking(False)
+
+    async def say(self, octets: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socket, octets)
+
+    async def say_until_cut_off(self, octets: bytes) -> None:
+        with suppress(OSError):
+            while True:
+                await self.say(octets)
+
+
+async def true(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+@BOTH
+async def test_a_client_that_reads_no_replies_loses_its_place(kind: type[Door], house: House) -> None:
+    door = await house.open_door(kind, idle_seconds=0.5, linger_seconds=0.5)
+    client = Deaf(door)
+    house.stack.callback(client.socket.close)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await client.say(f"{kind.session.hello} x\r\nMAIL FROM:<ann@example.org>\r\n".encode())
+        await client.say_until_cut_off(b"RCPT TO:<posts@localhost>\r\n" * 1000)
+        await true(lambda: not door._sessions)
+
+
+async def test_a_client_that_does_not_take_the_reply_to_its_mail_loses_its_place(house: House) -> None:
+    door = await house.open_door(SmtpDoor, idle_seconds=0.5, linger_seconds=0.5)
+    client = Deaf(door)
+    house.stack.callback(client.socket.close)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await client.say(b"EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<posts@localhost>\r\nDATA\r\n")
+        await true(lambda: any(session._in_data for session in door._sessions))
+        (session,) = door._sessions
+        await client.say(b"Subject: x\r\n")
+        await true(lambda: session._incoming is not None and session._incoming.wire_bytes)
+        session._writer.write(b"250 one of many replies\r\n" * 400_000)  # more than the kernel keeps for a client
+        await client.say(b"\r\nx\r\n.\r\n")
+        await session.gone.wait()
+    assert len(await house.tickets()) == 1
+
+
+@BOTH
+async def test_a_recipient_named_in_another_case_is_the_same_one(kind: type[Door], house: House) -> None:
+    talk = await Talk.with_door(await house.open_door(kind))
+    await talk.reply()
+    named = ("posts@localhost", "Posts@LOCALHOST", '"posts"@localhost', "posts+a@localhost", "POSTS+A@localhost")
+    for line in (f"{talk.hello} x", "MAIL FROM:<ann@example.org>", *(f"RCPT TO:<{name}>" for name in named)):
+        assert (await talk.say(line)).startswith("250")
+    await talk.say("DATA")
+    await talk.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
+    for _ in named if kind is LmtpDoor else named[:1]:
+        assert (await talk.reply()).startswith("250 2.0.0 Ok: kept")
+    (ticket,) = await house.tickets()
+    assert ticket.headers["rcpt_to"] == ["posts@localhost", "posts+a@localhost", "POSTS+A@localhost"]
+    talk.close()

@@ -18,7 +18,7 @@ from conftest import open_house
 
 from gateway.inbound.mailbox import Context, Hold, Outcome, ReceivedMail
 from gateway.mail.envelope import Envelope
-from gateway.queue.broker import Done
+from gateway.queue.broker import Dead, Done
 from gateway.queue.ticket import MAIL_INBOUND
 
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452") + bytes(16)
@@ -110,8 +110,8 @@ class Holds:
         return Hold(reason="wait")
 
 
-async def held_mail(folder: Path) -> str:
-    """A mail held for one of its two recipients, in the folder's data_dir; returns its id."""
+async def held_mail(folder: Path, end: Done | Dead = Done()) -> str:
+    """A mail held for one of its two recipients, its ticket ended so, in the folder's data_dir; returns its id."""
     (folder / "var").mkdir()
     async with open_house(folder / "var") as house:
         house.mailboxes["broken"] = Holds()
@@ -125,7 +125,7 @@ async def held_mail(folder: Path) -> str:
         await ingest.handle(ticket)
         async with house.broker.consume({MAIL_INBOUND: 1}, concurrency=1) as consumer:
             async for lease in consumer:
-                await lease.settle(Done())
+                await lease.settle(end)
                 break
         return mail_id
 
@@ -146,6 +146,13 @@ def test_replay_and_release_put_tickets_of_what_waits_and_leave_the_rest_alone(t
     tickets = asyncio.run(waiting(tmp_path))
     assert [ticket.headers["rcpt_to"] for ticket in tickets] == [["broken@localhost"]] * 2
     assert [bool(ticket.headers.get("released")) for ticket in tickets] == [False, True]
+
+
+def test_a_replay_takes_the_dead_letter_away_whose_other_recipients_have_their_end(tmp_path: Path) -> None:
+    mail_id = asyncio.run(held_mail(tmp_path, Dead(reason="a bug of ours")))
+    assert [row["id"] for row in objects(gateway(tmp_path, "dead", "list", "--json"))] == [mail_id]
+    assert gateway(tmp_path, "replay", mail_id).returncode == 0
+    assert objects(gateway(tmp_path, "dead", "list", "--json")) == []
 
 
 def test_replay_of_what_is_unknown_fails_and_does_nothing(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from conftest import House
 
+from gateway.errors import PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.faults import HOPELESS_TIMES, Fault, Passes, fingerprint_of
 from gateway.inbound.mailbox import Context, Outcome, ReceivedMail
 from gateway.inbound.mailboxes.posts import Posts, post_of
 from gateway.mail.envelope import Envelope
+from gateway.mail.threads import ThreadClues
 from gateway.queue.broker import Done
 from gateway.queue.ticket import Ticket
 
@@ -130,6 +134,67 @@ async def test_a_mailbox_that_exits_is_a_failure_like_any_other(house: House) ->
     house.mailboxes["broken"] = Exits()
     await ingest.handle(await accept(house, "x", "broken@localhost"))
     assert [ticket.attempt for ticket in published] == [1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreUnavailable("the wiki is down"),
+        TransientFailure("later"),
+        PermanentFailure("never"),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_a_mailbox_raises_delays_its_own_recipient_only(error: BaseException, house: House) -> None:
+    class Raises:
+        async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
+            raise error
+
+    ingest, _, published = await with_clock(house, "1m")
+    house.mailboxes["broken"] = Raises()
+    await ingest.handle(await accept(house, "x", *THREE))
+    assert await dispositions(house) == {THREE[0]: "delivered", THREE[1]: "pending", THREE[2]: "delivered"}
+    assert [ticket.headers["rcpt_to"] for ticket in published] == [["broken@localhost"]]
+
+
+async def test_a_store_that_is_away_when_a_mailbox_asks_is_a_fault_of_ours(house: House) -> None:
+    class Asks:
+        async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
+            await context.find_thread(ThreadClues())
+            raise AssertionError("it has no answer")
+
+    async def away(*asked: object) -> str:
+        raise StoreUnavailable("away")
+
+    ingest, _, published = await with_clock(house, "1m")
+    house.mails.find_thread = away  # type: ignore[union-attr, method-assign]
+    house.mailboxes["broken"] = Asks()
+    with pytest.raises(StoreUnavailable, match="away"):
+        await ingest.handle(await accept(house, "x", "broken@localhost"))
+    assert published == []
+
+
+async def test_who_is_not_reached_in_a_turn_goes_on_with_a_ticket_of_his_own(house: House) -> None:
+    class Raises:
+        async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
+            raise TimeoutError
+
+    ingest, _, published = await with_clock(house, "1m")
+    ingest._turn_seconds = 0
+    house.mailboxes["broken"] = Raises()
+    ticket = await accept(house, "x", "broken@localhost", "posts@localhost", "posts+a@localhost")
+    await ingest.handle(ticket)
+    retry, rest = published
+    assert (retry.headers["rcpt_to"], retry.attempt) == (["broken@localhost"], 1)
+    assert (rest.headers["rcpt_to"], rest.attempt, rest.due_at) == (["posts@localhost", "posts+a@localhost"], 0, None)
+    assert set((await dispositions(house)).values()) == {"pending"}
+    for left in (["posts+a@localhost"], None):
+        published.clear()
+        await ingest.handle(rest)
+        assert [ticket.headers["rcpt_to"] for ticket in published] == ([left] if left else [])
+        rest = published[0] if published else rest
+    assert sorted((await dispositions(house)).values()) == ["delivered", "delivered", "pending"]
 
 
 async def test_what_the_store_chokes_on_for_one_recipient_does_not_stop_the_others(house: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +73,17 @@ def test_what_is_refused_is_still_read_to_its_end() -> None:
     assert incoming.feed(b"\r\nQUIT\r\n") == b"QUIT\r\n"
     assert incoming.refusal is not None
     assert incoming.refusal.code == 552
+
+
+def test_segments_of_two_octets_cost_no_more_memory_than_they_carry() -> None:
+    incoming, times = Incoming(mail_bytes=10**9, room=Room(10**9)), 200_000
+    tracemalloc.start()
+    try:
+        for _ in range(times):
+            incoming.feed(b"ab")
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 2 * (2 * times)
+    assert incoming.feed(b"\r\n.\r\n") == b""
+    assert asyncio.run(incoming.octets()) == b"ab" * times + b"\r\n"

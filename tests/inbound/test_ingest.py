@@ -15,6 +15,7 @@ from conftest import House
 from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.mailbox import Context, Discard, Forward, Hold, Outcome, ReceivedMail, Refuse
 from gateway.mail.envelope import Envelope
+from gateway.mail.ids import new_id
 from gateway.queue.broker import Done
 from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
 
@@ -276,7 +277,9 @@ async def test_a_ticket_that_is_no_mail_dies_with_its_reason(change: dict[str, A
     ingest = await house.open_ingest()
     headers = {key: value for key, value in (envelope().to_headers() | change).items() if value is not ...}
     with pytest.raises(PermanentFailure, match=reason):
-        await ingest.handle(Ticket(queue=MAIL_INBOUND, id="m", body=b"x\r\n", headers=headers))
+        await ingest.handle(Ticket(queue=MAIL_INBOUND, id=new_id(), body=b"x\r\n", headers=headers))
+    assert house.mails is not None
+    assert await house.mails.list_mails() == []
 
 
 async def test_a_blob_folder_that_is_not_mounted_is_waited_for(house: House) -> None:
@@ -293,7 +296,6 @@ async def test_a_blob_folder_that_is_not_mounted_is_waited_for(house: House) -> 
     with pytest.raises(TransientFailure, match="is not in the store") as caught:
         await ingest.handle(ticket)
     assert caught.value.owner is FaultOwner.CONTENT, "it climbs the ladder"
-    await ingest.bury(ticket, "killed its workers")  # comes back, though there is nothing to record
 
     folder.rmdir()
     (house.folder / "elsewhere").rename(folder)

@@ -106,6 +106,13 @@ async def test_a_bad_post_is_answered_with_every_problem(house: House) -> None:
     assert unknown["errors"] == [f"attachments[0].blob: sha256:{'0' * 64} is not in the store"]
 
 
+async def test_html_that_costs_too_much_is_answered_as_a_bad_post_is(house: House) -> None:
+    async with working(house) as (client, _):
+        answer = await client.ask_post(id=ID, author="Ann", title="x", html="<div>" * 160_000, timeout_seconds=30)
+    assert answer.status == "rejected"
+    assert answer.errors[0].startswith("html: costs too much to clean (cpu")
+
+
 async def test_a_bad_post_nobody_waits_for_is_a_dead_letter_not_silence(house: House) -> None:
     async with working(house) as (_, desk):
         with pytest.raises(PermanentFailure, match=r"rejected: .*title"):

@@ -10,6 +10,7 @@ import pytest
 from conftest import House
 from test_ingest import envelope, mail, octets_of
 
+from gateway.contract.email_send import SendEmail
 from gateway.errors import PermanentFailure
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.mailboxes.support import Support
@@ -20,6 +21,8 @@ from gateway.mail.threads import subject_key
 from gateway.mail.tokens import Tokens
 from gateway.queue.broker import Done
 from gateway.queue.ticket import MAIL_INBOUND, Ticket
+from gateway.runtime import utc_now
+from gateway.store.emails import DatabaseLedger
 from gateway.store.key_file import read_keys
 
 KEYS = [bytes(range(32))]
@@ -85,6 +88,31 @@ async def test_an_answer_joins_by_in_reply_to_or_by_its_references(desk: House) 
     assert {first["thread_id"], second["thread_id"], third["thread_id"]} == {first["id"]}
     stranger = await received(desk, "z", In_Reply_To="<unknown@client>", From="eve@example.net")
     assert stranger["thread_id"] == stranger["id"]
+
+
+async def test_an_answer_to_an_email_we_sent_joins_the_thread_that_email_belongs_to(desk: House) -> None:
+    first = await received(desk, "Broken lamp")
+    assert desk.database is not None
+    ledger = DatabaseLedger(
+        desk.database,
+        blobs=desk.blobs,
+        clock=utc_now,
+        hostname="mx.localhost",
+        unknown_wait_seconds=1,
+        return_path="bounces@localhost",
+    )
+    reply_to = f"Our desk <{Support(Tokens(KEYS)).reply_address(ADDRESS, first['id'])}>"
+    for message_id, asked in (("<ours@localhost>", [reply_to]), ("<news@localhost>", ["news@example.org"])):
+        email = SendEmail(to=["ann@example.org"], subject="x", text="x", reply_to=asked)
+        await ledger.record_accepted(
+            email, app="", content_hash="x", ticket_id=email.id, stream="normal", message_id=message_id
+        )
+    answer = await received(desk, "Entirely new", In_Reply_To="<ours@localhost>", From="bob@example.net")
+    assert answer["thread_id"] == first["id"]
+    elsewhere = await received(desk, "Also new", to=OTHER, In_Reply_To="<ours@localhost>", From="bob@example.net")
+    assert elsewhere["thread_id"] == elsewhere["id"], "a thread belongs to its address"
+    news = await received(desk, "About your news", References="<news@localhost>", From="bob@example.net")
+    assert news["thread_id"] == news["id"]
 
 
 async def test_the_same_subject_by_the_same_author_joins_within_30_days(desk: House) -> None:

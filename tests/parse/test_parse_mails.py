@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
+from write_mails import tnef
 
 from gateway.cage import Cage
 from gateway.errors import JobFailed
@@ -170,6 +171,11 @@ def test_pictures_of_the_mail_itself_stay() -> None:
         (b'Content-Type: application/pdf;\r\n\tname="folded\r\n name.pdf"', "folded name.pdf"),
         (b'Content-Disposition: attachment; filename="../../etc/passwd"', "passwd"),
         (b'Content-Disposition: attachment; filename="C:\\\\temp\\\\a.exe"', "a.exe"),
+        (b'Content-Disposition: attachment; filename="C:\\Users\\me\\a.pdf"', "a.pdf"),
+        (b'Content-Disposition: attachment filename="no semicolon.pdf"', "no semicolon.pdf"),
+        (b'Content-Disposition: filename="no kind.pdf"', "no kind.pdf"),
+        (b'Content-Type: application/pdf name="no semicolon.pdf"', "no semicolon.pdf"),
+        (b"Content-Disposition: attachment; size=3; filename= a b.pdf ;x=y", "a b.pdf"),
         (b"Content-Disposition: attachment; filename*=utf-8''a%E2%80%AEgpj.exe", "a gpj.exe"),
         (b"Content-Disposition: attachment; filename*=utf-8''a%0D%0Ab%00.txt", "a b.txt"),
         (b"Content-Disposition: attachment; filename=" + b"x" * 500 + b".jpeg", "x" * 195 + ".jpeg"),
@@ -204,6 +210,7 @@ def test_attachment_names_are_read_and_harmless(header: bytes, name: str) -> Non
         (b"=?utf-8?X?abc?=", "=?utf-8?X?abc?="),
         (b"raw \xc3\xa4 utf-8", "raw ä utf-8"),
         (b"raw \xe4 latin", "raw ä latin"),
+        (b"raw \x1b$BF|K\\\x1b(B jis", "raw 日本 jis"),
         (b"=?utf-8?Q?Bcc:=0D=0Aevil@example.org?=", "Bcc: evil@example.org"),
         (b"=?utf-8?B?AAAA?=", ""),
         (b"folded\r\n\tonce\r\n  more", "folded once more"),
@@ -231,6 +238,19 @@ def test_subjects_are_read_whatever_their_coding(raw: bytes, subject: str) -> No
         (b"punycode", b"plain", "plain", 0),
         (b"utf-8", b"nul\0here", "nulhere", 0),
         (b"utf-8", b"\xef\xbb\xbfwith mark", "with mark", 0),
+        (b"utf-8", "grün 日本".encode("utf-16"), "grün 日本", 0),
+        (b"", b"\xfe\xff" + "grün 日本".encode("utf-16-be"), "grün 日本", 0),
+        (b"utf-16", "big end first".encode("utf-16-be"), "big end first", 0),
+        (b"utf-16", "little end first".encode("utf-16-le"), "little end first", 0),
+        (b"iso-2022-jp", b"\x1b(IJ]68\x1b(B", "ﾊﾝｶｸ", 0),
+        (b"iso-2022-jp", b"\x1b$B-!F|K\\\x1b(B", "①日本", 0),
+        (b"iso-2022-jp-ms", "日本語".encode("iso-2022-jp"), "日本語", 0),
+        (b"us-ascii", "日本語".encode("iso-2022-jp"), "日本語", 0),
+        (b"euc-jp", b"\xad\xa1\xc6\xfc\xcb\xdc", "①日本", 0),
+        (b"big5", "繁體中文碁".encode("cp950"), "繁體中文碁", 0),
+        (b"big5", "嘅香港".encode("big5hkscs"), "嘅香港", 0),
+        (b"x-mac-roman", "café".encode("mac-roman"), "café", 0),
+        (b"x-mac-cyrillic", "Привет".encode("mac-cyrillic"), "Привет", 0),
     ],
 )
 def test_text_is_read_whatever_its_label(declared: bytes, octets: bytes, text: str, defects: int) -> None:
@@ -248,6 +268,7 @@ def test_text_is_read_whatever_its_label(declared: bytes, octets: bytes, text: s
         (b"aGV!sbG8=", b"hello"),
         (b"aGVs=bG8=", b"hello"[:3] + b"lo"),
         (b"aGVsbG8=\r\n-- \r\n", b"hello"),
+        (b"aGVsbG8=\r\n--\r\na footer of a list\r\n", b"hello"),
         (b"a", b""),
     ],
 )
@@ -270,10 +291,83 @@ def test_damaged_base64_gives_what_is_left(body: bytes, octets: bytes) -> None:
         (b"content-type: TEXT/Plain\r\n\r\ntext", "text"),
         (b"Subject: x\r\nnot a header\r\n\r\ntext", "not a header\n\ntext"),
         (b"From someone Thu Jan  1 00:00:00 2026\nSubject: x\n\ntext\n", "text"),
+        (b'Content-Type: multipart/mixed; boundary="b "\r\n\r\n--b \r\n\r\none\r\n--b --\r\nrest', "one"),
+        (b'Content-Type: multipart/mixed; boundary=""\r\n\r\n--\r\n\r\none\r\n----\r\nrest', "one"),
+        (b"Content-Type: multipart/mixed; boundary='b'\r\n\r\n--b\r\n\r\none\r\n--b--\r\nrest", "one"),
+        (b"Content-Transfer-Encoding: quoted-printable\r\n\r\none= \r\n two=\t\r\n", "one two"),
+        (b"Content-Transfer-Encoding: base64\r\n\r\nNot encoded at all.\r\n", "Not encoded at all."),
+        (
+            b"Content-Transfer-Encoding: base64\r\n\r\naGVsbG8K\r\n-- \r\nA footer of the list\r\n",
+            "hello\n-- \nA footer of the list",
+        ),
     ],
 )
 def test_broken_structures_give_their_text(octets: bytes, text: str) -> None:
     assert parse_octets(octets).text == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "address"),
+    [
+        (b"ann@example.org <ann@example.org>", "ann@example.org", "ann@example.org"),
+        (b"[Shop] Ann <ann@example.org>", "[Shop] Ann", "ann@example.org"),
+        (b"Doe, John <john@example.org>", "Doe, John", "john@example.org"),
+        (b'"Doe, \\"J\\" John" <john@example.org>', 'Doe, "J" John', "john@example.org"),
+        (b"J\xfcrgen Q. Doe <j@example.org>", "Jürgen Q. Doe", "j@example.org"),
+        (b"J\xfcrgen. Doe <j@example.org>, K\xe4te <k@example.org>", "Jürgen. Doe", "j@example.org"),
+        (b"Ann <mailto:ann@example.org>", "Ann", "ann@example.org"),
+        (b"ann@example.org (Ann)", "Ann", "ann@example.org"),
+        (b"a@example.org, Bob <b@example.org>", "", "a@example.org"),
+        (b"Team: Ann <ann@example.org>, b@example.org;", "Ann", "ann@example.org"),
+        (b"Bob (at work, often) <b@example.org>", "Bob (at work, often)", "b@example.org"),
+    ],
+)
+def test_the_author_is_read_however_the_name_is_written(raw: bytes, name: str, address: str) -> None:
+    author = parse_octets(b"From: " + raw + b"\r\n\r\nx").from_
+    assert (author.name, author.address) == (name, address)
+
+
+def test_a_title_of_a_page_is_no_part_of_the_text() -> None:
+    mail = parse_octets(b"Content-Type: text/html\r\n\r\n<html><head><title>News</title></head><body><p>Hi</p></body>")
+    assert (mail.text, mail.html) == ("Hi", "<p>Hi</p>")
+
+
+def test_the_body_is_the_body_even_under_a_name() -> None:
+    mail = parse_octets(b'Content-Type: text/plain; name="mail.txt"\r\n\r\nHi')
+    assert (mail.text, mail.attachments) == ("Hi", ())
+    mail = parse_octets(
+        b"Content-Type: multipart/alternative; boundary=b\r\n\r\n--b\r\nContent-Type: text/plain; name=a.txt\r\n\r\nHi"
+        b"\r\n--b\r\nContent-Type: text/html; name=a.html\r\n\r\n<p>Hi</p>\r\n--b--\r\n"
+    )
+    assert (mail.text, mail.html, mail.attachments) == ("Hi", "<p>Hi</p>", ())
+    mail = parse_octets(b"Content-Type: text/plain\r\nContent-Disposition: attachment; filename=a.txt\r\n\r\nHi")
+    assert (mail.text, mail.attachments[0].filename) == ("", "a.txt")
+
+
+def test_a_mail_in_a_rarer_format_of_text_has_its_words_and_keeps_the_original() -> None:
+    mail = parse_octets(b"Content-Type: text/enriched\r\n\r\n<bold>Hi</bold> <<you>\r\n<param>red</param>there\r\n")
+    assert mail.text == "Hi <you> there"
+    assert [item.content_type for item in mail.attachments] == ["text/enriched"]
+    mail = parse_octets(b"Content-Type: text/markdown\r\n\r\n# Hi\r\n")
+    assert mail.text == "# Hi"
+
+
+def test_a_text_of_any_length_is_kept() -> None:
+    """What is too long to be shown is an attachment, and does not count as shown text."""
+    mail = parse_octets(b"Subject: log\r\n\r\n" + b"a line of a log\r\n" * 1_200_000)
+    assert (mail.text, len(mail.attachments[0].octets)) == ("", 17 * 1_200_000)
+
+
+def test_rtf_too_long_to_read_stays_in_its_container() -> None:
+    container = tnef(rtf=b"{\\rtf1 " + b"x" * 300_000 + b"}")
+    mail = parse_octets(b"Content-Type: application/ms-tnef\r\nContent-Transfer-Encoding: binary\r\n\r\n" + container)
+    assert [item.octets for item in mail.attachments] == [container]
+    assert mail.defects == ("1 parts of a TNEF container left inside it",)
+
+
+def test_uuencode_survives_blanks_lost_at_line_ends() -> None:
+    mail = parse_octets(b"Subject: x\r\n\r\nbefore\r\nbegin 644 a.bin\r\n#86)C\r\n\r\nend\r\nafter\r\n")
+    assert (mail.text, mail.attachments[0].octets) == ("before\nafter", b"abc")
 
 
 def test_nothing_is_thrown_away_in_silence() -> None:
@@ -401,3 +495,11 @@ def test_a_thousand_damaged_mails_are_read_without_a_fault() -> None:
 @pytest.mark.long
 def test_fifty_thousand_damaged_mails_are_read_without_a_fault() -> None:
     assert_parses(50_000)
+
+
+def test_boundary_lines_are_counted_across_the_stretches_of_a_large_mail() -> None:
+    for shift in range(4):
+        octets = b"\r\n\r\n" + b"x" * (2**20 - 4 - shift) + b"\n--" + b"y" * 2**20 + b"\n--"
+        check(octets, Limits(boundary_lines=2))
+        with pytest.raises(TooComplex, match="boundaries"):
+            check(octets, Limits(boundary_lines=1))

@@ -13,6 +13,7 @@ import json
 import quopri
 import random
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,27 @@ def mail(
     written.append(name)
 
 
-def tnef(*files: tuple[str, bytes], body: bytes = b"") -> bytes:
+def compressed_rtf(rtf: bytes) -> bytes:
+    """MS-OXRTFCP with literals only: eight after each control byte, and the mark of the end (the place it stands at)."""
+    pieces = [rtf[at : at + 8] for at in range(0, len(rtf) - len(rtf) % 8, 8)]
+    rest = rtf[len(rtf) - len(rtf) % 8 :]
+    end = struct.pack(">H", ((207 + len(rtf)) % 4096) << 4)
+    content = b"".join(b"\0" + piece for piece in pieces) + bytes([1 << len(rest)]) + rest + end
+    crc = zlib.crc32(content, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return struct.pack("<II4sI", len(content) + 12, len(rtf), b"LZFu", crc) + content
+
+
+def tnef(*files: tuple[str, bytes], body: bytes = b"", rtf: bytes = b"") -> bytes:
     def one(level: int, name: int, kind: int, data: bytes) -> bytes:
         return struct.pack("<BHHI", level, name, kind, len(data)) + data + struct.pack("<H", sum(data) & 0xFFFF)
 
     octets = b"\x78\x9f\x3e\x22\x01\x00" + one(1, 0x9006, 8, struct.pack("<I", 0x10000))
     octets += one(1, 0x9007, 6, struct.pack("<II", 1252, 0))
     octets += one(1, 0x800C, 2, body + b"\0") if body else b""
+    if rtf:
+        value = compressed_rtf(rtf)
+        head = struct.pack("<IHHII", 1, 0x0102, 0x1009, 1, len(value))
+        octets += one(1, 0x9003, 6, head + value + b"\0" * (-len(value) % 4))
     for name, data in files:
         octets += one(2, 0x9002, 6, b"\x01\x00\xff\xff\xff\xff\x20\x00\x20\x00\x00\x00\x00\x00")
         octets += one(2, 0x8010, 1, name.encode("cp1252") + b"\0") + one(2, 0x800F, 6, data)
@@ -367,6 +382,22 @@ def containers() -> None:
         "Content-Type: application/octet-stream; name=winmail.dat\nContent-Transfer-Encoding: base64", b64(dat)
     )
     mail("winmail_body", winmail, text="Only in TNEF", files=[("a.zip", ZIP)])
+    rtf = (
+        rb"{\rtf1\ansi\ansicpg1252\deff0{\fonttbl{\f0\fswiss Arial;}}{\colortbl;\red0\green0\blue255;}\pard\f0\fs20 "
+        rb"Gr\'fc\'dfe aus {\b M\u252\'fcnchen},\par\par Ann\par}"
+    )
+    html_in_rtf = (
+        rb"{\rtf1\ansi\ansicpg1252\fromhtml1 \deff0{\fonttbl{\f0\fswiss Arial;}}{\*\htmltag19 <html>}"
+        rb"{\*\htmltag64 <p>}\htmlrtf {\htmlrtf0 Hello {\*\htmltag84 <b>}\htmlrtf {\b \htmlrtf0 you\htmlrtf }\htmlrtf0 "
+        rb"{\*\htmltag92 </b>}{\*\htmltag72 </p>}\htmlrtf\par}\htmlrtf0 }"
+    )
+    for number, (source, words) in enumerate(((rtf, "Grüße aus München,\n\nAnn"), (html_in_rtf, "Hello you")), 1):
+        dat = tnef(("contract.pdf", PDF), rtf=source)
+        winmail = part(
+            'Content-Type: application/ms-tnef; name="winmail.dat"\nContent-Transfer-Encoding: base64', b64(dat)
+        )
+        mail(f"winmail_rtf_{number}", winmail, text=words, files=[("contract.pdf", PDF)])
+    dat = tnef(("a.zip", ZIP), body=b"Only in TNEF")
     broken = part("Content-Type: application/ms-tnef\nContent-Transfer-Encoding: base64", b64(dat[:5]))
     mail(
         "winmail_broken",
@@ -487,6 +518,7 @@ def broken() -> None:
         text="this is the body",
         defects=["no empty line between header and body"],
     )
+    pictured: dict[str, Any] = {"text": "here", "files": [("IMG_0001.jpg", JPEG)]}
     damaged = part("Content-Type: image/png; name=a.png\nContent-Transfer-Encoding: base64", b"!" + b64(PNG))
     mail("base64_damaged", damaged, files=[("a.png", PNG)], defects=["damaged base64"])
     trailing = part(
@@ -520,6 +552,60 @@ def broken() -> None:
         part("Content-Type: text/plain\nContent-Transfer-Encoding: 7bits", "as it is"),
         text="as it is",
         defects=["unknown transfer encoding '7bits'"],
+    )
+    mail(
+        "html_title",
+        html("<html><head><title>Newsletter 7</title></head><body><p>News</p></body></html>"),
+        text="News",
+        html="<p>News</p>",
+    )
+    footer = b64("Grüße\r\n".encode()) + b"_______________\r\nthe list and how to leave it\r\n"
+    mail(
+        "base64_list_footer",
+        part("Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64", footer),
+        text="Grüße\n_______________\nthe list and how to leave it",
+        defects=["damaged base64"],
+    )
+    mail(
+        "base64_in_name_only",
+        part("Content-Type: text/plain\nContent-Transfer-Encoding: base64", "Nobody encoded this.\nNor this.\n"),
+        text="Nobody encoded this.\nNor this.",
+        defects=["damaged base64"],
+    )
+    mail(
+        "quoted_printable_padded",
+        part("Content-Type: text/plain\nContent-Transfer-Encoding: quoted-printable", "one= \ntwo=\t \n three"),
+        text="onetwo three",
+    )
+    mail("charset_utf-16_unlabelled", part("Content-Type: text/plain", "Grün 日本".encode("utf-16")), text="Grün 日本")
+    mail(
+        "charset_iso-2022-jp_unlabelled",
+        part("Content-Type: text/plain", "日本語".encode("iso-2022-jp")),
+        text="日本語",
+    )
+    jis = part("Content-Type: text/plain; charset=iso-2022-jp", b"\x1b$B-!F|K\\\x1b(I1\x1b(B")
+    mail("charset_iso-2022-jp_of_windows", jis, text="①日本ｱ")
+    mail("boundary_empty", multi("mixed", plain("here\n"), photo()).replace(b"b-mixed-2", b""), **pictured)
+    mail(
+        "boundary_in_apostrophes",
+        multi("mixed", plain("here\n"), photo()).replace(b'"b-mixed-2"', b"'b-mixed-2'"),
+        **pictured,
+    )
+    mail(
+        "body_with_a_name",
+        multi(
+            "alternative",
+            part('Content-Type: text/plain; name="mail.txt"', "Hi"),
+            part('Content-Type: text/html; name="mail.html"\nContent-Disposition: inline', "<p>Hi</p>"),
+        ),
+        text="Hi",
+        html="<p>Hi</p>",
+    )
+    mail(
+        "enriched",
+        part("Content-Type: text/enriched", "<bold>Hi</bold>,\nall is << well >.\n\nAnn\n"),
+        text="Hi, all is < well >.\nAnn",
+        files=[("", b"<bold>Hi</bold>,\r\nall is << well >.\r\n\r\nAnn\r\n")],
     )
     mail(
         "html_hostile",

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -230,3 +231,16 @@ async def test_a_life_that_may_not_be_asked_counts_as_alive_and_stops_nobody(pat
     life.touch(mode=0o600)
     await as_nobody(path)
     assert life.exists()
+
+
+async def test_a_clock_set_back_delays_only_what_has_its_time(path: Path) -> None:
+    now = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    async with SqliteBroker(path, clock=lambda: now + timedelta(hours=2)) as early:
+        await early.publish([ticket(), replace(ticket("2"), due_at=now + timedelta(hours=3))])
+    async with SqliteBroker(path, clock=lambda: now) as broker, asyncio.timeout(20):
+        async with broker.consume({MAIL_INBOUND: 1}, concurrency=2) as consumer:
+            lease = await anext(aiter(consumer))
+            assert lease.ticket.id == "1"
+            await lease.settle(Done())
+        (depth,) = [depth for depth in await broker.depths() if depth.name == MAIL_INBOUND]
+        assert (depth.ready, depth.delayed) == (0, 1)

@@ -1,7 +1,8 @@
 """The mailbox `support`: a mail becomes a message of a thread, its new words apart from what it quotes.
 
-Threads by, in this order: the signed reply address (`support+TOKEN@…`, which only we can have made), the Message-IDs it
-answers, the same subject by the same author within 30 days; else a thread of its own.
+Threads by, in this order: the signed reply address (`support+TOKEN@…`, which only we can have made), the one that an email
+of ours asked answers to when it is that which the mail answers, the Message-IDs of mails it answers, the same subject by the
+same author within 30 days; else a thread of its own.
 Promises: a forged or outdated token is refused at RCPT already; by a door that does not ask, the mail is held.  What a plus
 address carries otherwise is of no meaning here.  Limit: all but the token is hearsay, good enough to sort by.
 """
@@ -37,17 +38,21 @@ class Support:
     async def receive(self, mail: ReceivedMail, context: Context) -> Outcome:
         if refusal := self.refusal(context.address, mail.rcpt_to):
             return Hold(reason=refusal)
-        clues = self._clues(mail, context)
+        clues = await self._clues(mail, context)
         clues = replace(clues, thread_id=await context.find_thread(clues))
         text, quoted = await context.strip_reply(mail.parsed.text)
         return replace(post_of(mail, kind="support"), text=text, quoted=quoted, thread=clues)
 
-    def _clues(self, mail: ReceivedMail, context: Context) -> ThreadClues:
+    async def _clues(self, mail: ReceivedMail, context: Context) -> ThreadClues:
         parsed = mail.parsed
+        references = references_of(parsed.in_reply_to, parsed.references)
+        signed = self._thread_id(context.address, mail.plus)
+        if signed is None and references:  # many answer to From:, whatever Reply-To: our email had
+            signed = self._thread_id(context.address, plus_of(await context.reply_address_of(references)))
         return ThreadClues(
-            thread_id=self._thread_id(context.address, mail.plus) or "",
+            thread_id=signed or "",
             message_id=parsed.message_id,
-            references=references_of(parsed.in_reply_to, parsed.references),
+            references=references,
             subject_key=subject_key(parsed.subject),
             author_key=(parsed.from_.address or mail.envelope.mail_from).casefold(),
         )

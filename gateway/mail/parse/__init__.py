@@ -38,15 +38,15 @@ class Cage(Protocol):
 
 async def parse(octets: bytes, cage: Cage, *, limits: Limits | None = None) -> ParsedMail:
     """Parses one mail; in the cage a large honest mail gets more time than a small bomb."""
-    if limits is not None:
-        check(octets, limits)
     if not fast.is_warm():
         await asyncio.to_thread(fast.warm)
     small = len(octets) <= _IN_THREAD_BYTES
+    if limits is not None:
+        await asyncio.to_thread(check, octets, limits)
     mail = fast.read(octets) if small else await asyncio.to_thread(fast.read, octets)
     if mail is not None:
         return mail
-    check(octets, DEFAULT_LIMITS)
+    await asyncio.to_thread(check, octets, DEFAULT_LIMITS)
     cpu_seconds = _CPU_SECONDS + _CPU_SECONDS_PER_MEGABYTE * len(octets) / 2**20
     job = "gateway.mail.parse.fallback:parse_job"
     values, contents = await cage.run(job, {}, octets, cpu_seconds=cpu_seconds, wall_seconds=_WALL_SECONDS)

@@ -1,6 +1,6 @@
 """Limits on a mail's octets, checked before and while anything parses them.
 
-`check` looks at the raw octets only (searches, no parsing) and is cheap enough for the event loop; what needs the
+`check` looks at the raw octets only (searches, no parsing): 4 ms a megabyte, so a large mail's is for a thread; what needs the
 structure (parts, depth, parameters) is counted by `structure.scan` inside the cage against the same Limits.
 Promise: a mail beyond a limit raises TooComplex naming it; it is then held with its octets, never dropped.
 Limit: a mail within all limits may still be slow to parse; the cage's budget of time and memory is the last word.
@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 _OPENINGS = (b"=?", b'"', b"(", b"<", b",", b"[", b"\\")
+_STRETCH_BYTES = 1024 * 1024
 _HEADER_END = re.compile(rb"\r?\n\r?\n|\r\r")
 
 
@@ -55,8 +56,14 @@ def check(octets: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
         raise TooComplex(f"more than {limits.header_lines} header lines")
     if sum(octets.count(sign, 0, header) for sign in _OPENINGS) > limits.openings:
         raise TooComplex(f"more than {limits.openings} openings in the header")
-    if octets.count(b"\n--") > limits.boundary_lines:
+    if _boundary_lines(octets) > limits.boundary_lines:
         raise TooComplex(f"more than {limits.boundary_lines} lines like part boundaries")
+
+
+def _boundary_lines(octets: bytes) -> int:
+    """Counted stretch by stretch: one search of 35 MB keeps every other thread from running for a tenth of a second."""
+    stretches = range(0, len(octets), _STRETCH_BYTES)
+    return sum(octets.count(b"\n--", at, at + _STRETCH_BYTES + 2) for at in stretches)
 
 
 def header_block(octets: bytes, start: int, end: int, limits: Limits) -> int:

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from gateway.mail.parse import charset, flowed, headers, html, tnef, uuencode
+from gateway.mail.parse import charset, enriched, flowed, headers, html, tnef, uuencode
 from gateway.mail.parse.guards import DEFAULT_LIMITS, TooComplex, header_block
 from gateway.mail.parse.structure import Part, Scan, split_header
 from gateway.mail.parse.transfer import decoded
 from gateway.mail.parse.tree import ParsedAttachment, ParsedMail, Person
 
 _SUBSET = ("cc", "reply-to", "sender", "list-id", "auto-submitted", "precedence", "x-auto-response-suppress")
-_ATTACHED_MAIL = "message/rfc822"
+_ATTACHED_MAIL = ("message/rfc822", "message/global")
+_RARE_TEXTS = ("text/enriched", "text/richtext", "text/markdown")
 _USUAL_NAMES = {
     "application/pkcs7-mime": "smime.p7m",
     "application/x-pkcs7-mime": "smime.p7m",
@@ -104,9 +105,12 @@ class _Harvest:
     def _leaf(self, leaf: Part, above: str) -> list[Section]:
         octets = decoded(leaf, self.scan)
         name = headers.filename(leaf.parameters, leaf.disposition_parameters)
-        is_text = leaf.content_type in ("text/plain", "text/html") and leaf.disposition != "attachment" and not name
-        if is_text and (section := self._text(leaf, octets)):
+        # What is the whole mail, or one of its forms, is its text even when a mailer gave it a name.
+        is_body = leaf.disposition != "attachment" and (not name or above in ("", "multipart/alternative"))
+        if is_body and leaf.content_type in ("text/plain", "text/html") and (section := self._text(leaf, octets)):
             return [section]
+        if is_body and leaf.content_type in _RARE_TEXTS and (section := self._text(leaf, octets)):
+            self.spare.append(section)
         if tnef.is_tnef(leaf.content_type, name, octets) and self._unwrapped(octets):
             return []
         self.attachments.append(
@@ -124,12 +128,12 @@ class _Harvest:
 
     def _text(self, leaf: Part, octets: bytes) -> Section | None:
         limits = self.scan.limits
-        self.text_octets += len(octets)
-        if self.text_octets > limits.all_text_octets:
-            raise TooComplex(f"more than {limits.all_text_octets} bytes of text")
         if len(octets) > limits.text_characters:
             self.scan.defects.append(f"{leaf.content_type} of {len(octets)} bytes kept as an attachment")
             return None
+        self.text_octets += len(octets)
+        if self.text_octets > limits.all_text_octets:
+            raise TooComplex(f"more than {limits.all_text_octets} bytes of text")
         text, replaced = charset.decode(octets, leaf.parameters.get("charset", ""))
         if replaced:
             self.scan.defects.append(f"{replaced} unreadable characters in {leaf.content_type}")
@@ -150,6 +154,8 @@ class _Harvest:
         return Section(html=html.sanitise(text))
 
     def _plain(self, leaf: Part, text: str) -> str:
+        if leaf.content_type in ("text/enriched", "text/richtext"):
+            text = enriched.to_text(text)
         if uuencode.looks_uuencoded(text):
             text, files = uuencode.take_out(text)
             self._add_files(files)
@@ -201,7 +207,7 @@ def _has_html(sections: Sequence[Section]) -> bool:
 
 
 def _usual_name(leaf: Part, above: str, octets: bytes) -> str:
-    if leaf.content_type == _ATTACHED_MAIL:
+    if leaf.content_type in _ATTACHED_MAIL:
         return headers.bare_name(f"{_subject(octets) or 'attached mail'}.eml")
     if above == "multipart/encrypted" and leaf.content_type == "application/octet-stream":
         return "encrypted.asc"

@@ -23,13 +23,15 @@ _WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?(.{0,4000}?)\?=")
 _BETWEEN = re.compile(r"(\?=)[ \t]+(?==\?[^?\s]{1,60}\?[bBqQ]\?)")
 _QUOTED_PAIR = re.compile(r"_|=([0-9A-Fa-f]{2})")
 _PARAMETER = re.compile(r';\s*([^\s=;"]{1,80})\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
+# "attachment filename=a" and "filename=a": somebody forgot the semicolon, or the kind with it.
+_NO_SEMICOLON = re.compile(r'^\s*(?:[^\s;="]+\s+)?(?=[^\s;="/]{1,80}\s*=)')
 _CONTINUED = re.compile(r"^(.+?)(?:\*(\d{1,3}))?(\*)?$")
 _CONTENT_TYPE = re.compile(r"^\s*([A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,120})(?:[\s;,]|$)")
-# One plain mailbox, with or without a plain name: what most headers hold, and what needs no grammar.
-_ONE_MAILBOX = re.compile(
-    r"""\s*(?:(?:"([^"\\]{0,200})"|([^"\\()<>\[\]:;,@.]{0,200}?))\s*<([^\s"\\()<>\[\]:;,@]{1,64}@[A-Za-z0-9.-]{1,250})>"""
-    r"""|([^\s"\\()<>\[\]:;,@]{1,64}@[A-Za-z0-9.-]{1,250}))\s*"""
-)
+# One mailbox, with or without a name: what most headers hold.  What stands before the only <…> is its name, however it is
+# written: the grammar would take `Doe, John <j@example.org>` for two and `[Shop] Ann <…>` for an address Shop.
+_MAILBOX = r"""[^\s"\\()<>\[\]:;,@]{1,64}@[A-Za-z0-9.-]{1,250}"""
+_ONE_MAILBOX = re.compile(rf"(?:([^<>]{{0,500}})<\s*(?:mailto:)?({_MAILBOX})\s*>|({_MAILBOX}))")
+_IN_QUOTES = re.compile(r'"((?:[^"\\]|\\.)*)"', re.S)
 _EXTENDED = re.compile(r"^([A-Za-z0-9_-]{2,20})'[A-Za-z-]{0,8}'(?=.*%[0-9A-Fa-f]{2})", re.S)
 _MESSAGE_ID = re.compile(r"<([^<>\s]{1,990})>")
 _FOLD = re.compile(r"\r?\n[ \t]?|\r")
@@ -47,7 +49,7 @@ def clean(text: str) -> str:
 
 def decode_text(value: str) -> tuple[str, int]:
     """An unstructured value (Subject, display name) as text, and how many characters were replaced."""
-    if "=?" not in value and value.isascii():
+    if "=?" not in value and value.isascii() and "\x1b" not in value:
         return clean(_unfold(value)), 0
     value = _BETWEEN.sub(r"\1", _unfold(value))
     pieces: list[str] = []
@@ -77,18 +79,25 @@ def content_type(value: str) -> str:
     return found[1].lower() if found else ""
 
 
+def disposition(value: str) -> str:
+    """The kind of a Content-Disposition in lower case, '' when there is none to read."""
+    word = re.split(r"[\s;]", clean(value))[0].strip('"').lower()
+    return "" if "=" in word else word
+
+
 def parameters(value: str, *, at_most: int) -> dict[str, str]:
     """The parameters by lower-case name, RFC 2231 pieces joined and decoded; raises ValueError beyond `at_most`."""
     pieces: dict[str, list[Piece]] = {}
     unfolded = _unfold(value)
     if unfolded.count(";") > at_most:
         raise ValueError(f"more than {at_most} parameters in one header")
-    for found in _PARAMETER.finditer(unfolded):
+    for found in _PARAMETER.finditer(_NO_SEMICOLON.sub("; ", unfolded)):
         name = _CONTINUED.match(found[1].lower())
         if name:
             text = found[2].strip()
             whole = len(text) > 1 and text[0] == text[-1] == '"'  # else somebody forgot the other one
-            text = re.sub(r"\\(.)", r"\1", text[1:-1]) if whole else text.strip('"')
+            # Only these two need a backslash; before anything else it is a folder's of Windows.
+            text = re.sub(r'\\(["\\])', r"\1", text[1:-1]) if whole else text.strip('"')
             number = None if name[2] is None else int(name[2])
             pieces.setdefault(name[1], []).append((number, bool(name[3]), text))
     return {name: _join(_chosen(found)) for name, found in pieces.items()}
@@ -96,12 +105,12 @@ def parameters(value: str, *, at_most: int) -> dict[str, str]:
 
 def people(value: str) -> tuple[Person, ...]:
     """The addresses of an address header, in order; what is no address is left out."""
-    one = _ONE_MAILBOX.fullmatch(value)
-    if one:
-        quoted, plain, address, bare = one.groups("")
-        return (Person(name=decode_text(quoted or plain)[0], address=clean(address or bare)),)
+    one = _ONE_MAILBOX.fullmatch(value.strip())
+    if one and not ("@" in (name := one[1] or "") and set(name) & {",", ";"}):  # else the name holds mailboxes itself
+        bare = _IN_QUOTES.sub(lambda quoted: re.sub(r"\\(.)", r"\1", quoted[1]), name)
+        return (Person(name=decode_text(bare)[0], address=clean(one[2] or one[3])),)
     try:
-        pairs = getaddresses([_unfold(value).encode("ascii", "surrogateescape").decode("utf-8", "replace")])
+        pairs = getaddresses([decode(_unfold(value).encode("utf-8", "surrogateescape"))[0]])
     except (ValueError, IndexError, RecursionError, TypeError):
         return ()
     found = (Person(name=decode_text(name)[0], address=clean(address)) for name, address in pairs[:_MAX_PEOPLE])
@@ -143,7 +152,7 @@ def _unfold(value: str) -> str:
 
 def _raw_text(value: str) -> tuple[str, int]:
     """A stretch outside encoded words: ASCII, or raw octets that somebody did not encode."""
-    if value.isascii():
+    if value.isascii() and "\x1b" not in value:
         return value, 0
     return decode(value.encode("utf-8", "surrogateescape"))
 

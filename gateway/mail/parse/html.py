@@ -27,6 +27,7 @@ _NESTING = re.compile(
     r"<(/?)(a|b|big|blockquote|center|code|div|em|font|i|nobr|ol|s|small|span|strike|strong|table|tt|u|ul)(?=[\s/>])",
     re.I,
 )
+_LEFT_OUT = {"script", "style", "title"}  # with all that stands in them
 _SCHEMES = {"http", "https", "mailto", "tel", "cid"}
 
 
@@ -37,6 +38,7 @@ def sanitise(html: str) -> str:
     return nh3.clean(
         html,
         tags=set(_TAGS),
+        clean_content_tags=_LEFT_OUT,
         attributes=_ATTRIBUTES,
         attribute_filter=_keep,
         url_schemes=_SCHEMES,

@@ -126,15 +126,15 @@ class Scan:
             part.content_type = headers.content_type(declared) or ("text/plain" if declared else default_type)
             part.parameters = headers.parameters(declared, at_most=self.limits.parameters)
             disposition = part.value("content-disposition")
-            part.disposition = headers.clean(disposition.partition(";")[0]).lower()
+            part.disposition = headers.disposition(disposition)
             part.disposition_parameters = headers.parameters(disposition, at_most=self.limits.parameters)
         except ValueError as error:
             raise TooComplex(str(error)) from None
         return part
 
     def _children(self, part: Part, depth: int) -> None:
-        boundary = part.parameters.get("boundary", "").encode("utf-8", "surrogateescape")
-        ranges = list(self._ranges(boundary, part.start, part.end)) if boundary else []
+        declared = part.parameters.get("boundary")
+        ranges = self._declared_ranges(declared, part) if declared is not None else []
         if not ranges and (likely := _LIKELY_BOUNDARY.search(self.octets, part.start, part.end)):
             self.defects.append(f"{part.content_type} with another boundary than it says")
             ranges = list(self._ranges(likely[1], part.start, part.end))
@@ -146,6 +146,12 @@ class Scan:
         default_type = "message/rfc822" if part.content_type == "multipart/digest" else "text/plain"
         for start, end in ranges:
             part.children.append(self.part(start, end, depth=depth + 1, default_type=default_type))
+
+    def _declared_ranges(self, declared: str, part: Part) -> list[tuple[int, int]]:
+        for boundary in dict.fromkeys((declared, declared.strip("'"))):
+            if ranges := list(self._ranges(boundary.encode("utf-8", "surrogateescape"), part.start, part.end)):
+                return ranges
+        return []
 
     def _ranges(self, boundary: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Where the parts between the boundary lines lie; the line end before a boundary belongs to it."""
@@ -169,7 +175,7 @@ class Scan:
                 continue
             line_end = self.octets.find(b"\n", position, end)
             line_end = end if line_end < 0 else line_end + 1
-            rest = self.octets[position : min(line_end, position + 200)].rstrip(b" \t\r\n")
+            rest = self.octets[position : min(line_end, position + 200)].strip(b" \t\r\n")
             if rest in (b"", b"--"):
                 yield found, line_end, rest == b"--"
 

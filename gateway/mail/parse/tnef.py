@@ -1,19 +1,25 @@
-"""winmail.dat: what Outlook wraps in TNEF instead of MIME, taken apart.  Home of tnefparse; runs in the cage only.
+"""winmail.dat: what Outlook wraps in TNEF instead of MIME, taken apart.  Home of tnefparse, compressed-rtf and striprtf.
 
-Promises: attachments with their long names and octets, the body where it is text or html; None for what is no TNEF or is
-damaged, so that the container stays an attachment as it came.
-Limits: a body that exists only as compressed RTF is not read; mails embedded in TNEF are left out and named in `skipped`.
+Runs in the cage only.  Promises: attachments with their long names and octets, the body where it is text, html or (as words
+without their looks) RTF; None for what is no TNEF or is damaged, so that the container stays an attachment as it came.
+Limits: RTF beyond `_MAX_RTF_BYTES` is not read: both libraries work letter by letter; mails embedded in TNEF are left out.
+Whatever was not read is counted in `skipped`.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import struct
 from dataclasses import dataclass
 
 from gateway.mail.parse import charset
 
 _SIGNATURE = b"\x78\x9f\x3e\x22"
 _MAX_ATTACHMENTS = 500
+_MAX_RTF_BYTES = 64 * 1024  # the dearest found of this size takes 1 s
+_LINK = re.compile("hyperlink", re.I)  # striprtf's pattern for links costs the cube of what it looks at
+_LZFU_HEADER = struct.Struct("<II")  # MS-OXRTFCP, section 2.1.3.1: both sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,30 @@ def unwrap(octets: bytes) -> Unwrapped | None:
             skipped += 1
             continue
         files.append((_name(attachment), attachment.data))
-    return Unwrapped(files=tuple(files), text=_text(container.body), html=_text(container.htmlbody), skipped=skipped)
+    text, html = _text(container.body), _text(container.htmlbody)
+    if not text.strip() and not html.strip() and container._rtfbody:
+        text = _words_of_rtf(container._rtfbody)
+        skipped += not text
+    return Unwrapped(files=tuple(files), text=text, html=html, skipped=skipped)
+
+
+def _words_of_rtf(compressed: bytes) -> str:
+    """The words of a compressed RTF body; '' when there are none, or it is damaged or too long."""
+    from compressed_rtf import decompress
+    from striprtf.striprtf import rtf_to_text
+
+    try:
+        _, size = _LZFU_HEADER.unpack_from(compressed)
+        if max(size, len(compressed)) > _MAX_RTF_BYTES:
+            return ""
+        rtf = decompress(compressed)
+        if len(rtf) > _MAX_RTF_BYTES:  # the size in front was a lie
+            return ""
+        text = _LINK.sub("", rtf.decode("latin-1"))
+        words = str(rtf_to_text(text, errors="replace"))  # type: ignore[no-untyped-call]
+        return words.replace("\0", "").strip()
+    except Exception:  # noqa: BLE001 - both libraries raise whatever their indexing meets; the container is kept then
+        return ""
 
 
 def _name(attachment: object) -> str:

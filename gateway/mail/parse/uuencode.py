@@ -9,8 +9,9 @@ import binascii
 import re
 
 _BEGIN = re.compile(r"^begin [0-7]{3,4} (\S[^\n]{0,300})\n", re.MULTILINE)
-# No line of a block has a small letter, so the search for its end stops where another begins.
-_BLOCK = re.compile(r"((?:[ -`]{1,90}\n)*)end[ \t]*$", re.MULTILINE)
+# No line of a block has a small letter, so the search for its end stops where another begins.  The line before the end is
+# empty where a transport took the blank that it was.
+_BLOCK = re.compile(r"((?:[ -`]{1,90}\n)+\n?)end[ \t]*$", re.MULTILINE)
 
 
 def looks_uuencoded(text: str) -> bool:
