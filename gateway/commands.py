@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
-from gateway.client import Client, sqlite_path
+from gateway.client import Client, queue_file, sqlite_path
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 
 def is_new(settings: Settings) -> bool:
-    """Whether this queue has never been used."""
-    return not sqlite_path(settings.queue_url).exists()
+    """Whether this queue has never been used; one on RabbitMQ counts as used."""
+    path = queue_file(settings.queue_url)
+    return path is not None and not path.exists()
 
 
 async def send(
@@ -64,7 +65,7 @@ async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> lis
     if kind == "templates":
         return open_templates(settings).rows()
     if kind in {"queues", "dead"}:
-        if not sqlite_path(settings.queue_url).exists():
+        if is_new(settings):
             return []
         async with open_queue(settings) as broker:
             return await (_queue_rows(broker) if kind == "queues" else _dead_rows(broker, **filters))
@@ -90,7 +91,7 @@ def _dead_row(item: DeadTicket) -> dict[str, Any]:
 
 async def dead_one(settings: Settings, number: str) -> dict[str, Any] | None:
     """One dead letter with what its ticket carried."""
-    if not sqlite_path(settings.queue_url).exists():
+    if is_new(settings):
         return None
     async with open_queue(settings) as broker:
         item = await broker.dead_one(number)
@@ -254,7 +255,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
     findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
     findings += look.check_templates(await check_templates(settings))
-    if sqlite_path(settings.queue_url).exists():
+    if not is_new(settings):
         findings += await _look_at_queue(settings)
     findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
     return findings

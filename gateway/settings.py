@@ -99,11 +99,22 @@ class LimitsTable(_Table):
     handler: Seconds = 900.0
 
 
+def _one_line(value: Any) -> Any:
+    """A list of URLs as one text with blanks between them, as the environment writes it."""
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    return " ".join(value) if is_list else value
+
+
+Urls = Annotated[str, BeforeValidator(_one_line)]
+
+
 class Settings(_Table):
     """Every key, its default and its meaning."""
 
     data_dir: Path = Field(Path("var"), description="where queue.db, store.db, blobs/ and captured/ live")
-    queue_url: str = Field("sqlite:///{data_dir}/queue.db", description="the queue")
+    queue_url: Urls = Field(
+        "sqlite:///{data_dir}/queue.db", description="the queue; amqp(s)://… or a list tried in turn"
+    )
     database_url: str = Field("sqlite:///{data_dir}/store.db", description="the store")
     blobs_url: str = Field("file://{data_dir}/blobs", description="attachments and large mails")
     relay_urls: Annotated[tuple[str, ...], Field(min_length=1)] = Field(

@@ -125,7 +125,7 @@ def open_intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return open_broker(settings.queue_url)
+    return open_broker(settings.queue_url, is_house=True)
 
 
 def blobs_folder(settings: Settings) -> Path:

@@ -28,7 +28,7 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from gateway.errors import Problem, QueueUnavailable, SettingsError
+from gateway.errors import QueueUnavailable
 from gateway.queue import amqp_census, topology
 from gateway.queue.amqp_census import Count, Tally
 from gateway.queue.amqp_consumer import AmqpConsumer
@@ -36,6 +36,7 @@ from gateway.queue.amqp_dead import DeadLetters
 from gateway.queue.amqp_link import Link, faults_told
 from gateway.queue.amqp_publisher import REPLY_TO, Publisher, Unroutable, question_id
 from gateway.queue.amqp_ticket import Arrived, death_notes, refuse_unfit, suspect, to_message, waits
+from gateway.queue.amqp_url import amqp_urls
 from gateway.queue.broker import Dead, DeadTicket, Depth, Event, Later, Outcome, Suspect
 from gateway.queue.delays import STEPS, delay_queue, step_for
 from gateway.queue.ticket import (
@@ -64,7 +65,7 @@ class RabbitmqBroker:
 
     def __init__(self, urls: Sequence[str], *, is_house: bool = False, clock: Clock = utc_now) -> None:
         """`urls` name nodes of one cluster, tried in turn, with the same user and vhost."""
-        check_urls(urls)
+        urls = amqp_urls(" ".join(urls))
         self.user = unquote(urlsplit(urls[0]).username or "guest")
         self.clock = clock
         self.is_house = is_house
@@ -361,22 +362,6 @@ class RabbitmqBroker:
         if len(number) != 32 or not set(number) <= set("0123456789abcdef"):
             return None
         return await self._dead.find(self._publishing.get(), number, take)
-
-
-def check_urls(urls: Sequence[str], key: str = "queue_url") -> None:
-    """Raises SettingsError for a list that is no list of amqp(s) URLs of one user and vhost."""
-    parts = []
-    for url in urls:
-        try:
-            part = urlsplit(url)
-            part.port  # noqa: B018 - it is read at the asking, and may be none
-        except ValueError as error:
-            raise SettingsError([Problem(key, f"not a URL: {error}")]) from None
-        if part.scheme not in ("amqp", "amqps") or not part.hostname:
-            raise SettingsError([Problem(key, f"{part.scheme or 'a URL'} without amqp(s)://user:password@host/vhost")])
-        parts.append(part)
-    if len({(part.username, part.path) for part in parts}) != 1:
-        raise SettingsError([Problem(key, "the nodes of a cluster are named with the same user and vhost")])
 
 
 def _micros(moment: datetime | None) -> int:
