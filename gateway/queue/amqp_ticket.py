@@ -21,7 +21,17 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from gateway.errors import PermanentFailure
 from gateway.queue.broker import DELIVERY_LIMIT, DeadTicket
-from gateway.queue.ticket import HOME_QUEUE, SUSPECT, Ticket, at_home, home_queue
+from gateway.queue.ticket import (
+    DEAD_CRASHED,
+    DEAD_FAILED,
+    HOME_QUEUE,
+    ROUTING_KEY,
+    SUSPECT,
+    UNROUTABLE,
+    Ticket,
+    at_home,
+    home_queue,
+)
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_HEADERS_BYTES = 100 * 1024  # a frame has 128 KiB; properties and the notes of later stations need some of it
@@ -84,7 +94,7 @@ def read(message: AbstractIncomingMessage, queue: str, *, user: str) -> Arrived:
         id=message.message_id or "",
         body=message.body,
         content_type=message.content_type or "application/octet-stream",
-        headers={key: _plain(value) for key, value in message.headers.items() if not _is_note(key)},
+        headers=_headers(message, queue),
         attempt=_number(notes.get(_ATTEMPT)),
         due_at=_moment(notes.get(_DUE_AT)),
         reply_to=message.reply_to,
@@ -93,6 +103,30 @@ def read(message: AbstractIncomingMessage, queue: str, *, user: str) -> Arrived:
     )
     deliveries = _number(notes.get(_BEFORE)) + _number(message.headers.get("x-delivery-count"))
     return Arrived(ticket=ticket, deliveries=deliveries, published_at=_moment(notes.get(_PUBLISHED_AT)))
+
+
+def copy(message: AbstractIncomingMessage, queue: str, *, user: str) -> Message:
+    """The message as it lies in `queue`, to be published again by the house: an app's name becomes a note."""
+    is_dead = queue in (DEAD_FAILED, DEAD_CRASHED)
+    headers = {key: value for key, value in message.headers.items() if is_dead or not key.startswith(_BROKERS)}
+    if message.user_id != user:
+        headers = {key: value for key, value in headers.items() if not key.startswith(_OURS)}
+        headers |= {_APP: message.user_id} if message.user_id else {}
+    return Message(
+        message.body,
+        headers=headers,
+        content_type=message.content_type,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        message_id=message.message_id,
+        reply_to=message.reply_to,
+        correlation_id=message.correlation_id,
+        user_id=user,
+    )
+
+
+def _headers(message: AbstractIncomingMessage, queue: str) -> dict[str, Any]:
+    headers = {key: _plain(value) for key, value in message.headers.items() if not _is_note(key)}
+    return headers | ({ROUTING_KEY: message.routing_key} if queue == UNROUTABLE else {})
 
 
 def _is_note(key: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from gateway.errors import Problem, SettingsError
 
@@ -27,3 +27,8 @@ def amqp_urls(text: str, key: str = "queue_url") -> list[str]:
     if len(parts) != 1:
         raise SettingsError([Problem(key, "nodes of one cluster are named with one user and one vhost")])
     return urls
+
+
+def user_of(url: str) -> str:
+    """The user a URL logs in as."""
+    return unquote(urlsplit(url).username or "guest")

@@ -22,7 +22,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractConnection
@@ -36,7 +35,7 @@ from gateway.queue.amqp_dead import DeadLetters
 from gateway.queue.amqp_link import Link, faults_told
 from gateway.queue.amqp_publisher import REPLY_TO, Publisher, Unroutable, question_id
 from gateway.queue.amqp_ticket import Arrived, death_notes, refuse_unfit, suspect, to_message, waits
-from gateway.queue.amqp_url import amqp_urls
+from gateway.queue.amqp_url import amqp_urls, user_of
 from gateway.queue.broker import Dead, DeadTicket, Depth, Event, Later, Outcome, Suspect
 from gateway.queue.delays import STEPS, delay_queue, step_for
 from gateway.queue.ticket import (
@@ -66,7 +65,7 @@ class RabbitmqBroker:
     def __init__(self, urls: Sequence[str], *, is_house: bool = False, clock: Clock = utc_now) -> None:
         """`urls` name nodes of one cluster, tried in turn, with the same user and vhost."""
         urls = amqp_urls(" ".join(urls))
-        self.user = unquote(urlsplit(urls[0]).username or "guest")
+        self.user = user_of(urls[0])
         self.clock = clock
         self.is_house = is_house
         self._name = f"gateway {os.getpid()} {uuid.uuid4().hex[:8]}"

@@ -25,6 +25,7 @@ HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came f
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
 UNROUTABLE = "gateway.unroutable"  # commands whose key leads nowhere, on an engine with keys
+ROUTING_KEY = "routing_key"  # the header in which these have that key
 
 WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, PHOTO_RENDER, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}

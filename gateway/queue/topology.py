@@ -89,6 +89,9 @@ class ExchangeSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+Spec = QueueSpec | ExchangeSpec
+
+
 def work_queue(name: str) -> QueueSpec:
     """A queue whose tickets are worked: what is not settled goes back, and in the end to the crashed ones."""
     arguments: dict[str, Any] = {
@@ -119,7 +122,7 @@ def queue_spec(name: str) -> QueueSpec:
 def queues() -> list[QueueSpec]:
     """Every queue that is there from the start."""
     homes = [name for home in HOME_QUEUES for name in (home, retry_queue(home))]
-    return [queue_spec(name) for name in (*homes, SUSPECT, UNROUTABLE, *DEAD_BOXES)]
+    return [queue_spec(name) for name in (*homes, SUSPECT, UNROUTABLE, retry_queue(UNROUTABLE), *DEAD_BOXES)]
 
 
 def exchanges() -> list[ExchangeSpec]:
@@ -183,11 +186,11 @@ async def declare_these(
 
 async def compare(
     connection: AbstractConnection, queues: Sequence[QueueSpec], exchanges: Sequence[ExchangeSpec] = ()
-) -> dict[QueueSpec | ExchangeSpec, Problem]:
+) -> dict[Spec, Problem]:
     """Declares what is missing; what is there and differs comes back, each with what differs."""
-    differences: dict[QueueSpec | ExchangeSpec, Problem] = {}
+    differences: dict[Spec, Problem] = {}
     channel = await connection.channel(publisher_confirms=False)
-    specs: list[QueueSpec | ExchangeSpec] = [*queues, *exchanges]
+    specs: list[Spec] = [*queues, *exchanges]
     for spec in specs:
         try:
             await _declare(channel, spec)
@@ -198,7 +201,7 @@ async def compare(
     return differences
 
 
-async def _declare(channel: AbstractChannel, spec: QueueSpec | ExchangeSpec) -> None:
+async def _declare(channel: AbstractChannel, spec: Spec) -> None:
     if isinstance(spec, QueueSpec):
         await channel.declare_queue(spec.name, durable=True, arguments=spec.arguments, timeout=RPC_SECONDS)
         return
@@ -216,6 +219,15 @@ async def bind(connection: AbstractConnection, exchange: str, bindings: Sequence
     for name, key in bindings:
         queue = await channel.get_queue(name, ensure=False)
         await queue.bind(exchange, key, timeout=RPC_SECONDS)
+    await channel.close()
+
+
+async def unbind(connection: AbstractConnection, exchange: str, bindings: Sequence[tuple[str, str]]) -> None:
+    """Unbinds queues from an exchange; what is not bound stays so."""
+    channel = await connection.channel(publisher_confirms=False)
+    for name, key in bindings:
+        queue = await channel.get_queue(name, ensure=False)
+        await queue.unbind(exchange, key, timeout=RPC_SECONDS)
     await channel.close()
 
 
