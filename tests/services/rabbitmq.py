@@ -68,7 +68,9 @@ class Node:
         (folder / "plugins").write_text("[].")
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "disk_free_limit.absolute = 50MB", *settings]
         (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
-        (folder / "advanced.config").write_text("[{kernel, [{inet_dist_use_interface, {127,0,0,1}}]}].\n")
+        (folder / "advanced.config").write_text(
+            "[{kernel, [{inet_dist_use_interface, {127,0,0,1}}, {net_ticktime, 15}]}].\n"
+        )
         cookie = folder / ".erlang.cookie"
         cookie.write_text(COOKIE)
         cookie.chmod(0o400)
@@ -128,6 +130,11 @@ class Node:
         assert self._process is not None
         self._process.wait()
 
+    def end(self) -> None:
+        """Kills it if it runs, stopped or not."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
     def ctl(self, *arguments: str) -> str:
         done = subprocess.run(
             [SBIN / "rabbitmqctl", "-q", *arguments],
@@ -151,6 +158,50 @@ class Node:
             return False
 
 
+class Cluster:
+    """Three nodes, whose quorum queues have a member on each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._epmd = Epmd()
+        settings = ["cluster_partition_handling = pause_minority"]
+        self.nodes = [Node(folder / name, self._epmd, name=name, settings=settings) for name in ("one", "two", "three")]
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.wait_until_up()
+        for node in self.nodes[1:]:
+            for command in (["stop_app"], ["reset"], ["join_cluster", self.nodes[0].name], ["start_app"]):
+                node.ctl(*command)
+
+    def end(self) -> None:
+        for node in self.nodes:
+            node.end()
+        self._epmd.end()
+
+    def leader(self, queue: str, *, asked: Node) -> Node:
+        name = self._told(queue, "leader", asked)
+        return next(node for node in self.nodes if node.name in name)
+
+    def wait_until_whole(self, queue: str) -> None:
+        """Until the queue has all its members again, as every node sees it."""
+        deadline = time.monotonic() + START_SECONDS
+        while not all(self._is_whole(queue, asked) for asked in self.nodes):
+            assert time.monotonic() < deadline, f"{queue} is not whole after {START_SECONDS} s"
+            time.sleep(0.5)
+
+    def _is_whole(self, queue: str, asked: Node) -> bool:
+        try:
+            return all(node.name in self._told(queue, "online", asked) for node in self.nodes)
+        except (AssertionError, subprocess.TimeoutExpired):
+            return False
+
+    def _told(self, queue: str, what: str, asked: Node) -> str:
+        rows = asked.ctl("list_queues", "--timeout=20", "name", what).splitlines()
+        return next((row for row in rows if row.split("\t")[0] == queue), "")
+
+
 class Vhosts:
     """Fresh vhosts of a node, made in batches: each call of rabbitmqctl costs more than a second."""
 
@@ -170,11 +221,16 @@ class Vhosts:
         return self._ready.pop()
 
 
+def require() -> None:
+    """Skips, saying what is missing."""
+    if lacking := missing():
+        pytest.skip(lacking)
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Node]:
     """One node for all tests of this session (of this worker)."""
-    if lacking := missing():
-        pytest.skip(lacking)
+    require()
     folder = Path(tempfile.mkdtemp(prefix="gateway-rabbitmq-"))
     epmd = Epmd()
     node = Node(folder / "node", epmd)
@@ -182,7 +238,7 @@ def rabbitmq() -> Iterator[Node]:
         node.start()
         yield node
     finally:
-        node.kill()
+        node.end()
         epmd.end()
         shutil.rmtree(folder, ignore_errors=True)
 
