@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from gateway.errors import QueueUnavailable
-from gateway.queue.amqp_link import faults_told
+from gateway.queue.amqp_faults import faults_told
 
 
 class Acks:

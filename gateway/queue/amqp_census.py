@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from aio_pika import Message
 from aio_pika.abc import AbstractConnection
 
-from gateway.queue.amqp_link import faults_told
+from gateway.errors import QueueUnavailable
+from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, open_channel
 from gateway.queue.amqp_publisher import REPLY_TO
-from gateway.queue.topology import CENSUS, RPC_SECONDS
+from gateway.queue.topology import CENSUS
 
 CENSUS_SECONDS = 1.0
 
@@ -62,26 +64,27 @@ class Count:
 
 
 Own = Callable[[], Mapping[str, Tally]]
+Answer = Callable[[Message, str], Awaitable[None]]
 
 
-async def join(connection: AbstractConnection, own: Own, *, name: str) -> None:
-    """Answers every census from now on, for as long as the connection lives."""
-    channel = await connection.channel(publisher_confirms=False)
+async def join(connection: AbstractConnection, own: Own, answer: Answer, *, name: str) -> None:
+    """Answers every census from now on, for as long as the connection lives, by `answer(message, address)`.
+
+    Nothing is published on the consumers' own connection: an alarm of the broker would stop their acknowledgements.
+    """
+    channel = await open_channel(connection)
     queue = await channel.declare_queue(exclusive=True, timeout=RPC_SECONDS)
     await queue.bind(CENSUS, timeout=RPC_SECONDS)
     underlay = await channel.get_underlay_channel()
 
-    async def answer(message: Any) -> None:
+    async def on_question(message: Any) -> None:
         properties = message.header.properties
         if properties.correlation_id == name or not (properties.reply_to or "").startswith(REPLY_TO):
             return  # our own question: the asker has counted itself
-        with faults_told("census"):
-            reply = Message(_pack(own()), correlation_id=properties.correlation_id)
-            await underlay.basic_publish(
-                reply.body, routing_key=properties.reply_to, properties=reply.properties, timeout=RPC_SECONDS
-            )
+        with suppress(QueueUnavailable):  # the asker sees that somebody has not answered
+            await answer(Message(_pack(own())), properties.reply_to)
 
-    await underlay.basic_consume(queue.name, answer, no_ack=True, timeout=RPC_SECONDS)
+    await underlay.basic_consume(queue.name, on_question, no_ack=True, timeout=RPC_SECONDS)
 
 
 async def ask(
@@ -100,7 +103,7 @@ async def ask(
             is_complete.set()
 
     with faults_told("census"):
-        channel = await connection.channel(publisher_confirms=False)
+        channel = await open_channel(connection)
         underlay = await channel.get_underlay_channel()
         await underlay.basic_consume(REPLY_TO, on_answer, no_ack=True, timeout=RPC_SECONDS)
         question = Message(b"", reply_to=REPLY_TO, correlation_id=name)

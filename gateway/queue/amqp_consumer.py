@@ -2,8 +2,7 @@
 
 It lasts through lost connections: what was out is lost (`settle` says LeaseLost; the broker delivers it again, counted),
 the iteration says QueueUnavailable once for each failed attempt, and goes on when the link is up.
-Own progress is watched: a queue that has ready tickets and delivers none although there is room gets its subscription
-renewed, then the channel; a broker that does not answer the look is left.
+The channel's own part, and the watch over its progress, is `queue.amqp_session`.
 Release means a new copy and an acknowledgement, since RabbitMQ before 4.3 counts every return.  A client of an app, which may
 not publish to queues, can only return: there a release is counted.
 """
@@ -13,27 +12,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from aio_pika import IncomingMessage
-from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractConnection
 
 from gateway.errors import LeaseLost, QueueUnavailable
-from gateway.queue.amqp_acks import Acks
+from gateway.queue.amqp_faults import RPC_SECONDS
 from gateway.queue.amqp_lines import Delivery, Line, Lines
-from gateway.queue.amqp_link import Link, faults_told
+from gateway.queue.amqp_link import Link
+from gateway.queue.amqp_session import Session
 from gateway.queue.amqp_ticket import Arrived, crashed_reason, read, waits
 from gateway.queue.broker import DELIVERY_LIMIT, Dead, Done, Lease, Outcome, Release
 from gateway.queue.delays import IN_HAND_SECONDS
-from gateway.queue.ticket import EMAIL_SEND_SERIAL, Ticket
-from gateway.queue.topology import RPC_SECONDS, Looking
+from gateway.queue.ticket import Ticket
 from gateway.runtime import Clock, failpoint
 
 WATCH_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
-IDLE_LOOKS = 2
 
 
 class House(Protocol):
@@ -61,21 +57,6 @@ class House(Protocol):
     def seen(self, arrived: Arrived) -> None:
         """Notes that a ticket of its queue was delivered."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    """One channel's life; with it end the leases of what it delivered."""
-
-    connection: AbstractConnection
-    opened: AbstractChannel  # keeps the channel's callbacks alive
-    channel: Any
-    acks: Acks
-    looking: Looking
-    tags: dict[str, str] = field(default_factory=dict)
-    is_subscribed: bool = False  # to all queues: before that the first ones would have more than their share
-    is_cancelled: bool = False
-    is_over: bool = False
 
 
 class AmqpLease:
@@ -127,7 +108,7 @@ class AmqpConsumer:
         self._concurrency = concurrency
         self._lease_seconds = lease_seconds
         self._out: dict[Delivery, AmqpLease] = {}
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._fault: QueueUnavailable | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -150,6 +131,7 @@ class AmqpConsumer:
                 fault, self._fault = self._fault, None
                 raise fault
             if (line := self._lines.to_ask()) is not None and self._session is not None:
+                line.is_asked = True
                 self._do(self._ask_for_more(self._session, line))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._lines.wait_seconds):
@@ -173,12 +155,10 @@ class AmqpConsumer:
     @property
     def queues(self) -> Mapping[str, Line]:
         """The lines of the queues it is subscribed to now, or still has tickets of."""
-        session = self._session
-        tags = {} if session is None else session.tags
-        return {line.queue: line for line in self._lines if line.queue in tags or line.unacked}
+        return {line.queue: line for line in self._lines if self.is_subscribed(line.queue) or line.unacked}
 
     def is_subscribed(self, queue: str) -> bool:
-        return self._session is not None and queue in self._session.tags
+        return self._session is not None and self._session.consumes(queue)
 
     async def close(self) -> None:
         """Gives back what is still out, and leaves; what cannot be given back comes again by itself, counted."""
@@ -238,13 +218,16 @@ class AmqpConsumer:
         self._out.pop(delivery, None)
         self._wake.set()
 
-    async def _ask_for_more(self, session: _Session, line: Line) -> None:
-        line.may_have_more = await self._has_ready(session, line)
+    async def _ask_for_more(self, session: Session, line: Line) -> None:
+        try:
+            line.may_have_more = await session.has_ready(line)
+        finally:
+            line.is_asked = False
         self._wake.set()
 
     # deliveries
 
-    async def _on_delivery(self, message: Any, *, session: _Session, line: Line) -> None:
+    async def _on_delivery(self, session: Session, line: Line, message: Any) -> None:
         if session.is_over:
             return
         tag = message.delivery.delivery_tag
@@ -309,67 +292,38 @@ class AmqpConsumer:
             if not self._is_closing:
                 await self._wait_for_change(PAUSE_SECONDS)
 
-    async def _join(self) -> _Session:
+    async def _join(self) -> Session:
         connection = await self._until_closing(self._house.link.wait())
-        with faults_told("cannot open a channel"):
-            async with asyncio.timeout(RPC_SECONDS):
-                opened = await connection.channel(publisher_confirms=False)
-                channel = await opened.get_underlay_channel()
-        channel.closing.add_done_callback(lambda _: self._change())
-        session = _Session(connection, opened, channel, Acks(channel), Looking(connection))
-        channel.on_consumer_cancel_callbacks.add(partial(self._on_cancelled, session))
+        session = Session(self._house.link, connection, self._on_delivery)
+        await session.open(self._change)
         return session
 
-    async def _on_cancelled(self, session: _Session, _: Any) -> None:
-        session.is_cancelled = True  # a queue was deleted, or lost its leader
-        self._change()
-
-    async def _run(self, session: _Session) -> None:
-        while not session.channel.is_closed and not session.is_cancelled:
+    async def _run(self, session: Session) -> None:
+        while not session.is_lost:
             self._changed.clear()
-            if self._wants and not session.tags:
+            if self._wants and not session.is_subscribed:
                 await self._subscribe(session)
             if not self._wants:  # by now
-                await self._unsubscribe(session)
+                await session.unsubscribe()
                 await self._give_back(self._unleased())
             if self._is_closing:
                 return
-            if await self._wait_for_change(WATCH_SECONDS) or session.channel.is_closed:
-                continue
-            await self._watch(session)
+            if not await self._wait_for_change(WATCH_SECONDS):
+                await session.watch(self._lines)
         raise QueueUnavailable("the channel to RabbitMQ was lost")
 
     @property
     def _wants(self) -> bool:
         return not self._is_paused and not self._is_stopped
 
-    async def _subscribe(self, session: _Session) -> None:
+    async def _subscribe(self, session: Session) -> None:
         try:
-            for line in self._lines:
-                await self._subscribe_to(session, line)
-                line.may_have_more = True
-            session.is_subscribed = True
+            await session.subscribe(self._lines)
             self._wake.set()
         except QueueUnavailable:
             if self._house.is_house:
                 await self._house.mend(session.connection)
             raise
-
-    async def _subscribe_to(self, session: _Session, line: Line) -> None:
-        with faults_told(f"cannot consume {line.queue}"):
-            on_delivery = partial(self._on_delivery, session=session, line=line)
-            await session.channel.basic_qos(prefetch_count=line.window, timeout=RPC_SECONDS)
-            begun = await session.channel.basic_consume(line.queue, on_delivery, timeout=RPC_SECONDS)
-            session.tags[line.queue] = begun.consumer_tag
-
-    async def _unsubscribe(self, session: _Session) -> None:
-        session.is_subscribed = False
-        with faults_told("cannot pause"):
-            while session.tags:
-                queue, tag = next(iter(session.tags.items()))
-                await session.channel.basic_cancel(tag, timeout=RPC_SECONDS)
-                del session.tags[queue]
-        await asyncio.sleep(0)  # the last deliveries were handed to their callbacks before the answer
 
     def _unleased(self) -> list[Delivery]:
         return [delivery for line in self._lines for delivery in line.take_all()]
@@ -386,7 +340,7 @@ class AmqpConsumer:
         session = self._session
         if session is None:
             return
-        if self._is_closing and not session.channel.is_closed:
+        if self._is_closing and not session.is_lost:
             await self._give_back([*self._unleased(), *self._out])
             if self._errands:
                 await asyncio.wait(self._errands, timeout=RPC_SECONDS)
@@ -399,46 +353,8 @@ class AmqpConsumer:
             delivery.is_over = True
         self._out.clear()
         self._lines.clear()
-        with suppress(QueueUnavailable), faults_told("cannot close"):
-            async with asyncio.timeout(PAUSE_SECONDS if session.channel.is_closed else RPC_SECONDS):
-                await session.looking.close()
-                await session.opened.close()
-
-    # watching
-
-    async def _watch(self, session: _Session) -> None:
-        for line in self._lines:
-            if line.queue not in session.tags:
-                continue
-            is_moving = line.delivered != line.delivered_at_look or line.unacked >= line.window
-            line.delivered_at_look = line.delivered
-            if is_moving or not await self._has_ready(session, line):
-                line.idle_looks = 0
-                continue
-            line.idle_looks += 1
-            await self._renew(session, line)
-
-    async def _renew(self, session: _Session, line: Line) -> None:
-        """A zombie's subscription anew; when that did not help, the channel.  A serial queue may have another active one."""
-        if line.idle_looks < IDLE_LOOKS:
-            return
-        if line.idle_looks >= 2 * IDLE_LOOKS and line.queue != EMAIL_SEND_SERIAL:
-            line.idle_looks = 0
-            raise QueueUnavailable(f"{line.queue} has ready tickets and delivers none: the channel is made anew")
-        with faults_told(f"cannot consume {line.queue} anew"):
-            await session.channel.basic_cancel(session.tags.pop(line.queue), timeout=RPC_SECONDS)
-        await self._subscribe_to(session, line)
-
-    async def _has_ready(self, session: _Session, line: Line) -> bool:
-        try:
-            with faults_told(f"no look at {line.queue}"):
-                async with asyncio.timeout(WATCH_SECONDS):
-                    found = await session.looking.count(line.queue)
-        except QueueUnavailable as error:
-            if isinstance(error.__cause__, TimeoutError):
-                self._house.link.drop(session.connection, str(error))
-            raise
-        return found.ready > 0
+        with suppress(QueueUnavailable):
+            await session.close()
 
     # waiting
 

@@ -17,10 +17,10 @@ from aio_pika import IncomingMessage
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 
-from gateway.queue.amqp_link import faults_told
+from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, open_channel
 from gateway.queue.amqp_ticket import read_dead
 from gateway.queue.broker import DeadTicket
-from gateway.queue.topology import DEAD_BOXES, RPC_SECONDS
+from gateway.queue.topology import DEAD_BOXES
 
 _TURN = "gateway.dead.turn"
 _TURN_SECONDS = 60.0
@@ -71,13 +71,13 @@ class DeadLetters:
                 yield
             finally:
                 with faults_told("cannot end the reading of dead letters"):
-                    channel = await connection.channel(publisher_confirms=False)
+                    channel = await open_channel(connection)
                     await channel.queue_delete(_TURN, timeout=RPC_SECONDS)
                     await channel.close()
 
 
 async def _takes_turn(connection: AbstractConnection) -> bool:
-    channel = await connection.channel(publisher_confirms=False)
+    channel = await open_channel(connection)
     try:
         await channel.declare_queue(_TURN, exclusive=True, timeout=RPC_SECONDS)
     except ChannelClosed as error:
@@ -100,7 +100,7 @@ class _Reading:
 
     async def __aenter__(self) -> _Reading:
         with faults_told(f"cannot read {self._box}"):
-            self._opened = await self._connection.channel(publisher_confirms=False)
+            self._opened = await open_channel(self._connection)
             self._channel = await self._opened.get_underlay_channel()
         return self
 

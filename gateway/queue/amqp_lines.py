@@ -41,6 +41,7 @@ class Line:
     held: set[Delivery] = field(default_factory=set)  # early by less than a delay step
     delivered: int = 0
     may_have_more: bool = False
+    is_asked: bool = False
     delivered_at_look: int = -1
     idle_looks: int = 0
 
@@ -78,7 +79,6 @@ class Lines:
         self._lines = {name: Line(name, 1 if name == EMAIL_SEND_SERIAL else window) for name in weights}
         self._shares = Shares(weights)
         self._awaited: Line | None = None
-        self._asked: Line | None = None
         self._awaited_until = 0.0
 
     def __iter__(self) -> Iterator[Line]:
@@ -87,11 +87,11 @@ class Lines:
     def next(self) -> Delivery | None:
         """The delivery whose queue's turn it is; None when there is none, or when its queue is being refilled."""
         if self._awaited is None:
-            picked = self._shares.pick({line.queue: (line,) for line in self if line.waiting or line.is_refilling}, 1)
-            if not picked:
+            lines = {line.queue: (line,) for line in self if line.waiting or line.is_refilling}
+            if not any(line.waiting for (line,) in lines.values()):
                 return None
+            picked = self._shares.pick(lines, 1)
             self._awaited, self._awaited_until = picked[0], time.monotonic() + REFILL_SECONDS
-            self._asked = None
         line = self._awaited
         if line.waiting:
             self._awaited = None
@@ -102,10 +102,9 @@ class Lines:
         return self.next()
 
     def to_ask(self) -> Line | None:
-        """The line that is waited for, once: the broker is to be asked whether it has more."""
-        line = self._awaited if self._asked is None else None
-        self._asked = line or self._asked
-        return line
+        """The line that is waited for: the broker is to be asked whether it has more."""
+        line = self._awaited
+        return None if line is None or line.is_asked else line
 
     @property
     def wait_seconds(self) -> float | None:

@@ -1,51 +1,29 @@
 """One connection to RabbitMQ, kept up: URLs tried in turn, made anew when it is lost, and given up when it does not answer.
 
 Promises: while it is down `get` fails at once, so that a caller can answer 451; a new connection is prepared (topology
-declared, channels opened) before anybody gets it.  Faults of the library become QueueUnavailable in `faults_told`.
-A node that is there and says nothing (stopped, cut off) is left after `CONNECT_SECONDS`, an unanswered confirm or a missed
-look of the consumers' watch, by `drop`; heartbeats are the net below that.
+declared, channels opened) before anybody gets it.  A node that is there and says nothing (stopped, cut off) is left by
+`drop` after an unanswered confirm or look of the consumers' watch; heartbeats are the net below that.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from gateway.errors import GatewayError, QueueUnavailable
-from gateway.queue.topology import RPC_SECONDS, refuse_version
+from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, said
+from gateway.queue.topology import refuse_version
 
 CONNECT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 10
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 Prepare = Callable[[AbstractConnection], Awaitable[None]]
-
-
-@contextmanager
-def faults_told(what: str) -> Iterator[None]:
-    """Turns what the library raises into QueueUnavailable; a cancellation that is not ours is a closed connection."""
-    try:
-        yield
-    except (AMQPError, ChannelInvalidStateError, OSError, EOFError) as error:
-        raise QueueUnavailable(f"{what}: {_said(error)}") from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise QueueUnavailable(f"{what}: the connection was closed") from error
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return str(error) or type(error).__name__
 
 
 class Link:
@@ -70,7 +48,7 @@ class Link:
     async def close(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+            await asyncio.wait([self._keeper], timeout=2 * CONNECT_SECONDS)
         if self._connection is not None:
             self.drop(self._connection, "closed")
         self._fault = "the queue is closed"
@@ -160,7 +138,7 @@ class Link:
 
     def _on_close(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
         if connection is not None:
-            self.drop(connection, f"the connection was lost: {_said(error)}" if error else "the connection was closed")
+            self.drop(connection, f"the connection was lost: {said(error)}" if error else "the connection was closed")
 
     def _end_attempt(self, error: GatewayError) -> None:
         if self._attempt is not None and not self._attempt.done():
@@ -179,20 +157,14 @@ def _version(connection: AbstractConnection) -> str:
     return found.decode() if isinstance(found, bytes) else str(found)
 
 
-async def is_blocked(connection: AbstractConnection) -> bool:
-    """Whether the broker has told us that it takes no publishes for now (memory or disk alarm)."""
-    transport = connection.transport
-    if transport is None:
-        return False
-    try:
-        async with asyncio.timeout(0):  # ready() waits only while the connection is blocked
-            await transport.ready()
-    except TimeoutError:
-        return True
-    return False
-
-
 async def _leave(connection: AbstractConnection) -> None:
-    with suppress(Exception):  # it is given up already, and its socket closed in the end
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await connection.close(ConnectionResetError("the connection was given up"))
+    """Closes it, waiting a while: the library's close can neither be trusted to end nor be cancelled."""
+    closing = asyncio.ensure_future(connection.close(ConnectionResetError("the connection was given up")))
+    closing.add_done_callback(_look_at)
+    await asyncio.wait([closing], timeout=CONNECT_SECONDS)
+
+
+def _look_at(closing: asyncio.Future[None]) -> None:
+    """It is given up already: what its closing raises concerns nobody."""
+    if not closing.cancelled():
+        closing.exception()

@@ -20,11 +20,12 @@ from aio_pika.exceptions import AMQPError
 
 from gateway.errors import Problem, QueueUnavailable, SettingsError
 from gateway.queue import topology
-from gateway.queue.amqp_link import CONNECT_SECONDS, faults_told
+from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, open_channel
+from gateway.queue.amqp_link import CONNECT_SECONDS
 from gateway.queue.amqp_ticket import copy
 from gateway.queue.amqp_url import user_of
 from gateway.queue.delays import STEPS, delay_queue
-from gateway.queue.topology import COMMAND_QUEUES, COMMANDS, EVENTS, RPC_SECONDS, ExchangeSpec, Looking, QueueSpec, Spec
+from gateway.queue.topology import COMMAND_QUEUES, COMMANDS, EVENTS, ExchangeSpec, Looking, QueueSpec, Spec
 
 _INTERIM = "gateway.migrating."
 
@@ -93,13 +94,13 @@ class _Migration:
             await topology.bind(self._connection, COMMANDS, [(interim, spec.name)])
             await topology.unbind(self._connection, COMMANDS, [(spec.name, spec.name)])
         await self._move(spec.name, interim)
-        channel = await self._connection.channel()
+        channel = await open_channel(self._connection)
         await channel.queue_delete(spec.name, timeout=RPC_SECONDS)  # quorum queues know no "if empty"
         await channel.close()
         await topology.declare_these(self._connection, [spec])
 
     async def _remake_exchange(self, spec: ExchangeSpec) -> None:
-        channel = await self._connection.channel()
+        channel = await open_channel(self._connection)
         await channel.exchange_delete(spec.name, timeout=RPC_SECONDS)
         await channel.close()
         await topology.declare_these(self._connection, [], [spec])
@@ -112,7 +113,7 @@ class _Migration:
         if spec.name in COMMAND_QUEUES:
             await topology.unbind(self._connection, COMMANDS, [(interim, spec.name)])
         moved = await self._move(interim, spec.name)
-        channel = await self._connection.channel()
+        channel = await open_channel(self._connection)
         await channel.queue_delete(interim, timeout=RPC_SECONDS)
         await channel.close()
         self._told.append(f"{spec.name}: declared anew, {moved} tickets moved")
@@ -121,7 +122,7 @@ class _Migration:
         """Moves what is there, one after another; each is confirmed in its new queue before it leaves the old one."""
         moved = 0
         home = source.removeprefix(_INTERIM)
-        opened = await self._connection.channel(on_return_raises=True)
+        opened = await open_channel(self._connection, confirms=True)
         channel: Any = await opened.get_underlay_channel()
         while True:
             message = await channel.basic_get(source, timeout=RPC_SECONDS)

@@ -19,10 +19,11 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import PublishError
 
 from gateway.errors import QueueUnavailable
-from gateway.queue.amqp_link import Link, faults_told, is_blocked
-from gateway.queue.topology import RPC_SECONDS
+from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, is_blocked, open_channel
+from gateway.queue.amqp_link import Link
 
 CONFIRM_SECONDS = 10.0
+BLOCKED = "RabbitMQ takes nothing for now: an alarm of memory or disk"
 REPLY_TO = "amq.rabbitmq.reply-to"
 _DRAINED_BYTES = 64 * 1024
 
@@ -48,7 +49,7 @@ class Publisher:
         """Returns when it is confirmed; raises QueueUnavailable, in any doubt too."""
         connection = self._link.get()
         if await is_blocked(connection):
-            raise QueueUnavailable("RabbitMQ takes nothing for now: an alarm of memory or disk")
+            raise QueueUnavailable(BLOCKED)
         channel = await self._open_channel(connection)
         async with self._turn(message.message_id or ""):
             try:
@@ -98,7 +99,7 @@ class Publisher:
             if not self._is_of(connection):
                 with faults_told("cannot open a channel"):
                     async with asyncio.timeout(RPC_SECONDS):
-                        self._opened = await connection.channel(on_return_raises=True)
+                        self._opened = await open_channel(connection, confirms=True)
                         self._channel = await self._opened.get_underlay_channel()
                 self._connection = connection
             return self._channel

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -32,8 +32,9 @@ from gateway.queue import amqp_census, topology
 from gateway.queue.amqp_census import Count, Tally
 from gateway.queue.amqp_consumer import AmqpConsumer
 from gateway.queue.amqp_dead import DeadLetters
-from gateway.queue.amqp_link import Link, faults_told
-from gateway.queue.amqp_publisher import REPLY_TO, Publisher, Unroutable, question_id
+from gateway.queue.amqp_faults import faults_told, is_blocked
+from gateway.queue.amqp_link import Link
+from gateway.queue.amqp_publisher import BLOCKED, REPLY_TO, Publisher, Unroutable, question_id
 from gateway.queue.amqp_ticket import Arrived, death_notes, refuse_unfit, suspect, to_message, waits
 from gateway.queue.amqp_url import amqp_urls, user_of
 from gateway.queue.broker import Dead, DeadTicket, Depth, Event, Later, Outcome, Suspect
@@ -108,10 +109,13 @@ class RabbitmqBroker:
         if not self.is_house:
             return
         try:
-            await amqp_census.join(connection, self._own_tallies, name=self._name)
+            await amqp_census.join(connection, self._own_tallies, self._answer_census, name=self._name)
         except ChannelNotFoundEntity:  # the broker was wiped
             await topology.declare(connection)
-            await amqp_census.join(connection, self._own_tallies, name=self._name)
+            await amqp_census.join(connection, self._own_tallies, self._answer_census, name=self._name)
+
+    async def _answer_census(self, message: Message, address: str) -> None:
+        await self._publisher.publish(message, exchange="", key=address, is_mandatory=False)
 
     async def mend(self, connection: AbstractConnection) -> None:
         """Declares anew what somebody has deleted."""
@@ -240,8 +244,8 @@ class RabbitmqBroker:
     async def subscribe(self, name: str, patterns: Sequence[str]) -> str:
         queue = topology.SUBSCRIBER + name
         bindings = tuple((queue, pattern) for pattern in dict.fromkeys(patterns))
+        connection = await self._unblocked()
         with faults_told(f"cannot subscribe {name}"):
-            connection = self._publishing.get()
             await topology.declare_these(connection, [topology.keeping_queue(queue)])
             await topology.bind(connection, topology.EVENTS, bindings)
         self._known.add(queue)
@@ -271,7 +275,7 @@ class RabbitmqBroker:
     # look
 
     async def depths(self) -> list[Depth]:
-        connection = self._publishing.get()
+        connection = await self._unblocked()
         with faults_told("cannot look at the queues"):
             async with topology.Looking(connection) as looking:
                 ready = {name: await looking.count(name) for name in sorted(self._known)}
@@ -297,7 +301,7 @@ class RabbitmqBroker:
 
     async def has_consumed_past(self, queue: str, published_at: datetime) -> bool:
         with faults_told(f"cannot look at {queue}"):
-            async with topology.Looking(self._publishing.get()) as looking:
+            async with topology.Looking(await self._unblocked()) as looking:
                 found = await looking.count(queue)
         consumers = {queue: found.consumers}
         count = await self._census(consumers)
@@ -323,7 +327,7 @@ class RabbitmqBroker:
         return dead
 
     async def _census(self, consumers: Mapping[str, int]) -> Count:
-        return await amqp_census.ask(self._publishing.get(), self._own_tallies(), consumers, name=self._name)
+        return await amqp_census.ask(await self._unblocked(), self._own_tallies(), consumers, name=self._name)
 
     def _own_tallies(self) -> dict[str, Tally]:
         tallies = {queue: replace(moments) for queue, moments in self._moments.items()}
@@ -334,10 +338,17 @@ class RabbitmqBroker:
                 tallies.setdefault(queue, Tally()).add(own)
         return tallies
 
+    async def _unblocked(self) -> AbstractConnection:
+        """The connection to ask on: while it is blocked the broker does not even read what we ask."""
+        connection = self._publishing.get()
+        if await is_blocked(connection):
+            raise QueueUnavailable(BLOCKED)
+        return connection
+
     # dead letters
 
     async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
-        letters = await self._dead.read(self._publishing.get(), limit=limit)
+        letters = await self._dead.read(await self._unblocked(), limit=limit)
         letters.sort(key=lambda letter: letter.died_at)
         return [replace(letter, ticket=replace(letter.ticket, body=b"")) for letter in letters[:limit]]
 
@@ -360,14 +371,14 @@ class RabbitmqBroker:
     async def _find_dead(self, number: str, take: Any = None) -> DeadTicket | None:
         if len(number) != 32 or not set(number) <= set("0123456789abcdef"):
             return None
-        return await self._dead.find(self._publishing.get(), number, take)
+        return await self._dead.find(await self._unblocked(), number, take)
 
 
 def _micros(moment: datetime | None) -> int:
     return 0 if moment is None else (moment - _EPOCH) // _MICROSECOND
 
 
-async def _all(publishes: Any) -> None:
+async def _all(publishes: Iterable[Awaitable[None]]) -> None:
     """Waits for every publish, then raises the first fault: whoever hears of it repeats them all."""
     results = await asyncio.gather(*publishes, return_exceptions=True)
     for result in results:

@@ -28,6 +28,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from gateway.errors import Problem, SettingsError
+from gateway.queue.amqp_faults import RPC_SECONDS, open_channel
 from gateway.queue.broker import DELIVERY_LIMIT
 from gateway.queue.delays import STEPS, delay_queue
 from gateway.queue.ticket import (
@@ -65,7 +66,6 @@ SUBSCRIBER = "subscriber."
 
 MAX_TICKETS = 2_000_000
 NEVER = 1_000_000_000  # deliveries: a limit that is written out and never reached
-RPC_SECONDS = 10.0
 OLDEST_VERSION = (3, 10)
 _CURE = "stop the gateway, run `gateway queues migrate`, start it again"
 _DIFFERENCE = re.compile(r"inequivalent arg '([^']+)'.*?: received (.*) but current is (.*)", re.DOTALL)
@@ -189,14 +189,14 @@ async def compare(
 ) -> dict[Spec, Problem]:
     """Declares what is missing; what is there and differs comes back, each with what differs."""
     differences: dict[Spec, Problem] = {}
-    channel = await connection.channel(publisher_confirms=False)
+    channel = await open_channel(connection)
     specs: list[Spec] = [*queues, *exchanges]
     for spec in specs:
         try:
             await _declare(channel, spec)
         except ChannelPreconditionFailed as error:  # it closes the channel
             differences[spec] = Problem(spec.name, _difference(str(error)))
-            channel = await connection.channel(publisher_confirms=False)
+            channel = await open_channel(connection)
     await channel.close()
     return differences
 
@@ -215,7 +215,7 @@ async def _declare(channel: AbstractChannel, spec: Spec) -> None:
 
 async def bind(connection: AbstractConnection, exchange: str, bindings: Sequence[tuple[str, str]]) -> None:
     """Binds queues to an exchange that is there already."""
-    channel = await connection.channel(publisher_confirms=False)
+    channel = await open_channel(connection)
     for name, key in bindings:
         queue = await channel.get_queue(name, ensure=False)
         await queue.bind(exchange, key, timeout=RPC_SECONDS)
@@ -224,7 +224,7 @@ async def bind(connection: AbstractConnection, exchange: str, bindings: Sequence
 
 async def unbind(connection: AbstractConnection, exchange: str, bindings: Sequence[tuple[str, str]]) -> None:
     """Unbinds queues from an exchange; what is not bound stays so."""
-    channel = await connection.channel(publisher_confirms=False)
+    channel = await open_channel(connection)
     for name, key in bindings:
         queue = await channel.get_queue(name, ensure=False)
         await queue.unbind(exchange, key, timeout=RPC_SECONDS)
@@ -268,7 +268,7 @@ class Looking:
     async def _look(self, name: str) -> Found | None:
         async with self._turn:
             if self._channel is None or self._channel.is_closed:
-                self._channel = await self._connection.channel(publisher_confirms=False)
+                self._channel = await open_channel(self._connection)
             try:
                 queue = await self._channel.declare_queue(name, passive=True, timeout=RPC_SECONDS)
             except ChannelNotFoundEntity:

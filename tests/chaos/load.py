@@ -16,6 +16,7 @@ from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
 BODY = b"x" * 500
 IN_FLIGHT = 40
 PAUSE_SECONDS = 0.1
+PACE_SECONDS = 0.1  # each publisher's task between two tickets: enough load, and room for the nodes to come back
 
 
 class Load:
@@ -73,6 +74,7 @@ class Load:
             id = str(self._number)
             while not await self._is_confirmed(broker, id):
                 await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(PACE_SECONDS)
 
     async def _is_confirmed(self, broker: Broker, id: str) -> bool:
         try:

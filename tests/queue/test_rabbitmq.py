@@ -393,7 +393,7 @@ async def test_a_zombie_subscription_is_renewed(broker: RabbitmqBroker, monkeypa
         await broker.publish([ticket("before")])
         await (await next_lease(consumer)).settle(Done())
         session = consumer._session
-        await session.channel.basic_cancel(session.tags[MAIL_INBOUND])  # behind the consumer's back
+        await session._channel.basic_cancel(session._tags[MAIL_INBOUND])  # behind the consumer's back
         await broker.publish([ticket("after")])
         assert (await next_lease(consumer)).ticket.id == "after"
 

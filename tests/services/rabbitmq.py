@@ -41,6 +41,14 @@ def free_port() -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 class Epmd:
     """The port mapper of the nodes of one test, in the foreground, so that it has a pid to end."""
 
@@ -48,6 +56,10 @@ class Epmd:
         self.port = free_port()
         environment = os.environ | {"ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(self.port)}
         self._process = subprocess.Popen(["epmd"], env=environment)
+        deadline = time.monotonic() + START_SECONDS
+        while not listens(self.port):  # else a node would start a daemon of its own, which nobody ends
+            assert time.monotonic() < deadline, "epmd did not start"
+            time.sleep(0.01)
 
     def end(self) -> None:
         self._process.kill()
