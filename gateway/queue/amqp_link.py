@@ -37,6 +37,7 @@ class Link:
         self._fault = "not open"
         self._attempt: asyncio.Future[AbstractConnection] | None = None
         self._lost = asyncio.Event()
+        self._is_closed = False
         self._keeper: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -46,6 +47,8 @@ class Link:
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
+        self._is_closed = True  # the library may swallow a cancellation, so the keeper looks at this as well
+        self._lost.set()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=2 * CONNECT_SECONDS)
@@ -85,7 +88,7 @@ class Link:
 
     async def _keep(self) -> None:
         pause_seconds = FIRST_PAUSE_SECONDS
-        while True:
+        while not self._is_closed:
             await self._lost.wait()
             try:
                 await self._connect()
@@ -109,8 +112,9 @@ class Link:
                 break
         else:
             raise fault
-        self._lost.clear()
         self._connection = connection
+        if not self._is_closed:
+            self._lost.clear()
         connection.close_callbacks.add(self._on_close)
         if _is_over(connection):  # while it was prepared
             self.drop(connection, "the connection was closed")

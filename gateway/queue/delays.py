@@ -4,7 +4,8 @@ Each home queue has delay queues of its own, `gateway.delay.<seconds>.<home>`, m
 wait: so they can be counted, and a home that takes nothing holds up no other.  A ticket takes the longest step that is not
 longer than what it still has to wait; back in its home the consumer sees that it is early and sends it down the next step.
 The last quarter of a second it waits in the consumer's hand.
-Promise: never early, and late by what the hops take.  The ±15 % that keep apart what failed together are in the moment itself.
+Promise: never early, and late by what the hops take.  Dead lettering is at-least-once: a delay queue whose leader dies may
+let go of a ticket twice.  The ±15 % that keep apart what failed together are in the moment itself.
 """
 
 from __future__ import annotations
