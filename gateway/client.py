@@ -73,10 +73,11 @@ def queue_file(url: str) -> Path | None:
     return sqlite_path(url)
 
 
-def open_broker(url: str, *, is_house: bool = False) -> AbstractAsyncContextManager[Broker]:
+def open_broker(url: str, *, receipts: Path | None = None) -> AbstractAsyncContextManager[Broker]:
     """The queue engine a URL names, not yet open: an async context manager that yields a Broker.
 
-    `is_house`: for the gateway's own processes, which declare what is missing and work the queues; an app declares nothing.
+    `receipts`, a file of this host, is for the gateway's own processes, which declare what is missing, work the queues and
+    keep receipts; an app declares nothing and keeps none.
     """
     path = queue_file(url)
     if path is not None:
@@ -84,8 +85,10 @@ def open_broker(url: str, *, is_house: bool = False) -> AbstractAsyncContextMana
 
         return SqliteBroker(path)
     from gateway.queue.rabbitmq import RabbitmqBroker
+    from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
 
-    return RabbitmqBroker(amqp_urls(url), is_house=is_house)
+    urls = amqp_urls(url)
+    return RabbitmqBroker(urls) if receipts is None else HouseRabbitmqBroker(urls, receipts=receipts)
 
 
 class Client:

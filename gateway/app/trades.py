@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gateway.app.making import ladder, mailboxes, open_support, router
+from gateway.app.making import ladder, loop_guard, mailboxes, open_support, router
 from gateway.app.parts import Parts
 from gateway.runtime import Service, Stop, utc_now
 
@@ -47,7 +47,9 @@ async def ingest_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         publish=broker.publish,
         ladder=ladder(parts.settings),
         log=parts.log,
-        clock=utc_now,
+        clock=store.database.clock,
+        judge=loop_guard(parts.settings).judge,
+        note_waiting=(await parts.outage(stack)).note_waiting,
     )
     return Trade(
         weights={MAIL_INBOUND: 3},
@@ -68,7 +70,7 @@ async def post_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         cage=await parts.cage(stack),
         answer=broker.answer,
         log=parts.log,
-        clock=utc_now,
+        clock=store.database.clock,
     )
     return Trade(weights={POST_CREATE: 3}, handlers={POST_CREATE: desk.handle}, buries={}, concurrency=1)
 
@@ -80,7 +82,7 @@ async def photo_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
 
     settings, store = parts.settings, await parts.store(stack)
     render = RenderPhoto(
-        photos=Photos(store.database, clock=utc_now, hostname=settings.hostname),
+        photos=Photos(store.database, clock=store.database.clock, hostname=settings.hostname),
         blobs=store.blobs,
         cage=await parts.photo_cage(stack),
         log=parts.log,
@@ -108,7 +110,7 @@ async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         publish=broker.publish,
         answer=broker.answer,
         ladder=ladder(settings),
-        clock=utc_now,
+        clock=store.database.clock,
         log=parts.log,
         mail_from=settings.mail_from,
         claim_seconds=settings.limits.claim,

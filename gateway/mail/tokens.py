@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Sequence
 
 KEY_BYTES = 32
+INVITATION = "invitation"
 _PROOF_BYTES = 10
 _TOKEN = re.compile(r"[a-z2-7]{42}")
 

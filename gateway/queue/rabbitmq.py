@@ -21,7 +21,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractConnection
@@ -31,7 +30,7 @@ from gateway.errors import QueueUnavailable
 from gateway.queue import amqp_census, topology
 from gateway.queue.amqp_census import Count, Tally
 from gateway.queue.amqp_consumer import AmqpConsumer
-from gateway.queue.amqp_dead import DeadLetters
+from gateway.queue.amqp_dead import DeadLetters, Take
 from gateway.queue.amqp_faults import faults_told, is_blocked
 from gateway.queue.amqp_link import Link
 from gateway.queue.amqp_publisher import BLOCKED, REPLY_TO, Publisher, Unroutable, question_id
@@ -310,6 +309,16 @@ class RabbitmqBroker:
             return True
         return found.ready == 0 and tally.leased == 0 and count.covers(consumers)
 
+    async def is_surely_empty(self, queue: str) -> bool:
+        """Whether no ticket lies in the queue, is leased from it, or is on its way to it; in any doubt it is not."""
+        with faults_told(f"cannot look at {queue}"):
+            async with topology.Looking(await self._unblocked()) as looking:
+                found, delayed = await looking.count(queue), await self._count_delayed(looking, queue)
+        consumers = {queue: found.consumers}
+        count = await self._census(consumers)
+        tally = count.of(queue)
+        return found.ready + delayed + tally.leased + tally.held == 0 and count.covers(consumers)
+
     async def _count_delayed(self, looking: topology.Looking, home: str) -> int:
         if not await looking.has(delay_queue(STEPS[-1], home)):
             return 0
@@ -353,22 +362,23 @@ class RabbitmqBroker:
         return [replace(letter, ticket=replace(letter.ticket, body=b"")) for letter in letters[:limit]]
 
     async def dead_one(self, number: str) -> DeadTicket | None:
-        return await self._find_dead(number)
+        return await self.find_dead(number)
 
     async def retry_dead(self, number: str) -> bool:
         async def put_home(letter: DeadTicket) -> None:
             home = fresh_queue(letter.queue)
             await self._send(replace(letter.ticket, queue=home, attempt=0, due_at=None), published_at=self.clock())
 
-        return await self._find_dead(number, put_home) is not None
+        return await self.find_dead(number, put_home) is not None
 
     async def drop_dead(self, number: str) -> bool:
         async def drop(letter: DeadTicket) -> None:
             """Nothing is to be done before it goes."""
 
-        return await self._find_dead(number, drop) is not None
+        return await self.find_dead(number, drop) is not None
 
-    async def _find_dead(self, number: str, take: Any = None) -> DeadTicket | None:
+    async def find_dead(self, number: str, take: Take | None = None) -> DeadTicket | None:
+        """The dead letter of that number; with `take` it leaves its box once that has returned."""
         if len(number) != 32 or not set(number) <= set("0123456789abcdef"):
             return None
         return await self._dead.find(await self._unblocked(), number, take)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -19,6 +20,8 @@ from gateway.queue import amqp_consumer, topology
 from gateway.queue.amqp_migrate import migrate
 from gateway.queue.broker import DELIVERY_LIMIT, Broker, Consumer, Dead, Depth, Done, Event, Later, Lease
 from gateway.queue.rabbitmq import RabbitmqBroker
+from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
+from gateway.queue.receipts import Receipted
 from gateway.queue.ticket import (
     DEAD_CRASHED,
     EMAIL_SEND,
@@ -365,6 +368,33 @@ async def test_a_reader_of_dead_letters_that_dies_takes_none_along(amqp_url: str
     assert [found.number for found in await reading] == [letter.number]
 
 
+# receipts
+
+
+async def test_the_house_keeps_receipts_of_what_it_publishes_and_knows_when_nothing_is_queued(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    async with HouseRabbitmqBroker([amqp_url], receipts=tmp_path / "receipts.db") as house:
+        assert isinstance(house, Receipted)
+        await house.publish([ticket("1", headers={"rcpt_to": ["a@example.org", "b@example.org"]})])
+        await house.publish([ticket("1", retry_queue(MAIL_INBOUND))])
+        (kept,) = await house.receipts.page(after=0, until=await house.receipts.last(), limit=10)
+        assert (kept.kind, kept.id, kept.recipients) == ("mail", "1", 2)
+        names = {("mail", "1"), ("email", "9")}
+        assert await house.still_queued(names) == {("mail", "1")}
+        async with consuming(house, MAIL_INBOUND, retry_queue(MAIL_INBOUND)) as consumer:
+            first, second = await next_lease(consumer), await next_lease(consumer)
+            assert await house.still_queued(names) == {("mail", "1")}, "leased is queued"
+            await first.settle(Done())
+            await second.settle(Dead(reason="no"))
+        assert await house.still_queued(names) == names, "a dead letter may stand for anything"
+        (letter,) = await house.dead()
+        assert await house.drop_dead(letter.number)
+        assert await house.still_queued(names) == set()
+        (kept,) = await house.receipts.page(after=0, until=await house.receipts.last(), limit=10)
+        assert kept.dropped > 0
+
+
 # consumers
 
 
@@ -415,7 +445,7 @@ async def test_a_lost_connection_loses_the_leases_and_the_consumer_goes_on(
 async def test_the_next_url_is_tried_where_one_does_not_answer(amqp_url: str) -> None:
     host = amqp_url.partition("@")[2].partition("/")[0]
     dead_url = amqp_url.replace(host, f"127.0.0.1:{free_port()}")
-    async with open_broker(f"{dead_url} {amqp_url}", is_house=True) as broker:
+    async with RabbitmqBroker([dead_url, amqp_url], is_house=True) as broker:
         await broker.publish([ticket()])
 
 
