@@ -33,6 +33,7 @@ from gateway.contract.post_create import CreatePost, parse_create_post
 from gateway.errors import InvalidRequest, Problem, SettingsError
 from gateway.mail.ids import canonical_uuid, new_id
 from gateway.pending import open_pending
+from gateway.queue.amqp_url import SCHEMES, amqp_urls
 from gateway.queue.broker import Broker, Done
 from gateway.queue.ticket import POST_CREATE, STREAM_QUEUES, Ticket
 from gateway.runtime import aside
@@ -61,15 +62,37 @@ def sqlite_path(url: str, key: str = "queue_url") -> Path:
     """The file a `sqlite:///…` URL names; raises SettingsError for any other URL."""
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
         shown = url.split("@")[-1].split("://")[0]
-        raise SettingsError([Problem(key, f"{shown!r} is not sqlite:///PATH, the engine this version has")])
+        raise SettingsError([Problem(key, f"{shown!r} is not sqlite:///PATH")])
     return Path(unquote(url.removeprefix("sqlite:///")))
 
 
-def open_broker(url: str) -> AbstractAsyncContextManager[Broker]:
-    """The queue engine a URL names, not yet open: an async context manager that yields a Broker."""
-    from gateway.queue.sqlite import SqliteBroker
+def queue_file(url: str) -> Path | None:
+    """The file of a queue on SQLite, None for one on RabbitMQ; raises SettingsError for what is neither."""
+    if url.startswith(SCHEMES):
+        amqp_urls(url)
+        return None
+    if not url.startswith("sqlite:///"):
+        shown = url.split("@")[-1].split("://")[0]
+        raise SettingsError([Problem("queue_url", f"{shown!r} is neither sqlite:///PATH nor amqp(s)://…")])
+    return sqlite_path(url)
 
-    return SqliteBroker(sqlite_path(url))
+
+def open_broker(url: str, *, receipts: Path | None = None) -> AbstractAsyncContextManager[Broker]:
+    """The queue engine a URL names, not yet open: an async context manager that yields a Broker.
+
+    `receipts`, a file of this host, is for the gateway's own processes, which declare what is missing, work the queues and
+    keep receipts; an app declares nothing and keeps none.
+    """
+    path = queue_file(url)
+    if path is not None:
+        from gateway.queue.sqlite import SqliteBroker
+
+        return SqliteBroker(path)
+    from gateway.queue.rabbitmq import RabbitmqBroker
+    from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
+
+    urls = amqp_urls(url)
+    return RabbitmqBroker(urls) if receipts is None else HouseRabbitmqBroker(urls, receipts=receipts)
 
 
 class Client:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
-from gateway.client import Client, sqlite_path
+from gateway.client import Client, queue_file
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError, StoreUnavailable
 from gateway.mail.ids import new_id
 from gateway.mail.tokens import INVITATION
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 
 def is_new(settings: Settings) -> bool:
-    """Whether this queue has never been used."""
-    return not sqlite_path(settings.queue_url).exists()
+    """Whether this queue has never been used; one on RabbitMQ counts as used."""
+    path = queue_file(settings.queue_url)
+    return path is not None and not path.exists()
 
 
 async def send(
@@ -66,7 +67,7 @@ async def rows(settings: Settings, kind: Any, filters: Mapping[str, Any]) -> lis
     if kind == "templates":
         return open_templates(settings).rows()
     if kind in {"queues", "dead"}:
-        if not sqlite_path(settings.queue_url).exists():
+        if is_new(settings):
             return []
         async with open_queue(settings) as broker:
             return await (_queue_rows(broker) if kind == "queues" else _dead_rows(broker, **filters))
@@ -93,7 +94,7 @@ def _dead_row(item: DeadTicket) -> dict[str, Any]:
 
 async def dead_one(settings: Settings, number: str) -> dict[str, Any] | None:
     """One dead letter with what its ticket carried."""
-    if not sqlite_path(settings.queue_url).exists():
+    if is_new(settings):
         return None
     async with open_queue(settings) as broker:
         item = await broker.dead_one(number)
@@ -181,7 +182,7 @@ async def reconcile(settings: Settings) -> Balance:
     from gateway.store.accounting import Accounting
     from gateway.watch import reconcile as counting
 
-    if not sqlite_path(settings.queue_url).exists():
+    if is_new(settings):
         return counting.Balance(accepted=0, missing=(), extra=0)
     async with open_queue(settings) as broker, _existing_store(settings) as store:
         books = Accounting(store.database) if store else counting.NoBooks()
@@ -231,7 +232,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
     findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
     findings += look.check_templates(await check_templates(settings))
-    if sqlite_path(settings.queue_url).exists():
+    if not is_new(settings):
         findings += await _look_at_queue(settings)
     findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
     findings.append(await look.check_store(settings.database_url))
@@ -313,7 +314,7 @@ async def _operator(settings: Settings) -> AsyncIterator[Operator | None]:
     from gateway.watch.operator import BY_COMMAND
 
     file = app.database_file(settings)
-    if file is not None and not (file.exists() or sqlite_path(settings.queue_url).exists()):
+    if file is not None and not file.exists() and is_new(settings):
         yield None
         return
     async with open_queue(settings) as broker, open_store(settings) as store:

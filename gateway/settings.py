@@ -123,11 +123,22 @@ class NoticesTable(_Table):
 _TABLES: dict[str, type[_Table]] = {"limits": LimitsTable, "notices": NoticesTable}
 
 
+def _one_line(value: Any) -> Any:
+    """A list of URLs as one text with blanks between them, as the environment writes it."""
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    return " ".join(value) if is_list else value
+
+
+Urls = Annotated[str, BeforeValidator(_one_line)]
+
+
 class Settings(_Table):
     """Every key, its default and its meaning."""
 
     data_dir: Path = Field(Path("var"), description="where queue.db, store.db, blobs/ and captured/ live")
-    queue_url: str = Field("sqlite:///{data_dir}/queue.db", description="the queue")
+    queue_url: Urls = Field(
+        "sqlite:///{data_dir}/queue.db", description="the queue; amqp(s)://… or a list tried in turn"
+    )
     database_url: str = Field("sqlite:///{data_dir}/store.db", description="the store")
     blobs_url: str = Field("file://{data_dir}/blobs", description="attachments and large mails")
     cache_url: str = Field("", description="redis://…: where processes share posts on their way; empty = each its own")

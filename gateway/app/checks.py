@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gateway.app.making import admin_of, is_loopback, ladder, mailboxes, notice_delays, our_names, relay_spec, router
-from gateway.client import open_broker, sqlite_path
+from gateway.client import open_broker, queue_file
 from gateway.errors import Problem, SettingsError
 from gateway.pending import open_pending
 from gateway.settings import Settings
@@ -28,7 +28,7 @@ def check_values(settings: Settings) -> None:
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
         ("blobs_url", lambda: _check_blobs(settings.blobs_url)),
-        ("queue_url", lambda: sqlite_path(settings.queue_url)),
+        ("queue_url", lambda: queue_file(settings.queue_url)),
         ("database_url", lambda: database_file(settings)),
         ("cache_url", lambda: open_pending(settings.cache_url)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
@@ -93,7 +93,7 @@ async def refuse_to_strand(settings: Settings) -> None:
     """Raises SettingsError where data_dir holds a queue or a ledger that these settings would leave behind unfinished."""
     problems = []
     old_queue, old_store = settings.data_dir / "queue.db", settings.data_dir / "store.db"
-    if old_queue.exists() and sqlite_path(settings.queue_url) != old_queue:
+    if old_queue.exists() and queue_file(settings.queue_url) != old_queue:
         async with open_broker(f"sqlite:///{quote(str(old_queue))}") as broker:
             left = sum(depth.ready + depth.leased + depth.delayed + depth.dead for depth in await broker.depths())
         if left:

@@ -283,7 +283,7 @@ def open_intake(settings: Settings, broker: Broker, blobs: BlobStore, log: MailL
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return open_broker(settings.queue_url)
+    return open_broker(settings.queue_url, receipts=settings.data_dir / "receipts.db")
 
 
 def receipted(broker: Broker) -> Receipted:
