@@ -124,7 +124,9 @@ _TABLES: dict[str, type[_Table]] = {"limits": LimitsTable, "notices": NoticesTab
 
 
 def _one_line(value: Any) -> Any:
-    """A list of URLs as one text with blanks between them, as the environment writes it."""
+    """A list of URLs, also one written as JSON, as one text with blanks between them."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = json.loads(value)
     is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     return " ".join(value) if is_list else value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gateway import app, settings
 
@@ -25,16 +25,10 @@ def composed() -> Any:
     """The file as docker-compose understands it, variables filled in."""
     if COMPOSE is None:
         pytest.skip("no docker-compose here: `make services` installs one")
-    words = [COMPOSE, "-f", str(ROOT / "docker-compose.yml"), "config", "--format", "json"]
+    words = [COMPOSE, "-f", str(ROOT / "docker-compose.yml"), "config"]
     done = subprocess.run(words, env=os.environ | GIVEN, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0 and "--format" in done.stderr:  # version 1 knows YAML only
-        import yaml
-
-        done = subprocess.run(words[:4], env=os.environ | GIVEN, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return yaml.safe_load(done.stdout)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return yaml.safe_load(done.stdout)
 
 
 def ours(composed: Any) -> dict[str, Any]:
