@@ -17,6 +17,8 @@ from gateway.client import Client, sqlite_path
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
+from gateway.mail.people import person_key
+from gateway.mail.secret_address import redacted
 from gateway.runtime import utc_now
 from gateway.settings import Settings
 
@@ -71,6 +73,8 @@ async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> lis
     async with _existing_store(settings) as store:
         if store is None:
             return []
+        if kind == "people":
+            return [{"address": person.address, "name": person.name} for person in await store.people.all()]
         lists = {"emails": store.ledger.list_emails, "mails": store.mails.list_mails, "posts": store.mails.list_posts}
         return list(await lists[kind](**filters))
 
@@ -116,7 +120,9 @@ async def release(settings: Settings, item: str) -> int:
         return len(held)
 
 
-async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str) -> list[dict[str, Any]]:
+async def explain(
+    settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str, *, client: str = "", helo: str = ""
+) -> list[dict[str, Any]]:
     """What ingestion would decide about a mail, and why, for each recipient; writes nothing."""
     from gateway.inbound.decide import Decider
     from gateway.inbound.explain import explain
@@ -124,10 +130,17 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
 
     app.check_values(settings)
     envelope = Envelope(
-        mail_id=new_id(), mail_from=mail_from, rcpt_to=tuple(rcpt_to), received_at=utc_now(), door="explain"
+        mail_id=new_id(),
+        mail_from=mail_from,
+        rcpt_to=tuple(rcpt_to),
+        received_at=utc_now(),
+        door="explain",
+        client=client,
+        helo=helo,
     )
     support = app.open_support(settings, is_look=True)
-    router = app.router(settings, support)
+    who = app.open_who(settings, is_look=True)
+    router = app.router(settings, support, who)
     async with app.open_cage(settings) as cage, _existing_store(settings) as store:
         decider = Decider(
             cage=cage,
@@ -135,6 +148,8 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
             mailboxes=app.mailboxes(settings, support),
             clock=utc_now,
             threads=store.mails if store else None,
+            authenticate=app.open_authenticator(settings, cage).authenticate,
+            who=who,
         )
         return await explain(octets, envelope, decider, router)
 
@@ -164,7 +179,7 @@ async def _replay_mail(settings: Settings, store: Store, mail_id: str) -> list[d
     return [
         {
             "id": mail_id,
-            "rcpt_to": row.rcpt_to,
+            "rcpt_to": redacted(row.rcpt_to),
             "disposition": str(row.disposition),
             "action": "replayed" if is_replayable(row) else "left alone",
         }
@@ -205,6 +220,39 @@ async def _the_one(store: Store, item: str) -> tuple[str, str]:
     if len(found) > 1:
         raise PermanentFailure(f"{item} is not unique: {', '.join(subject for _, subject in found)}")
     return found[0]
+
+
+async def add_person(settings: Settings, address: str, name: str) -> None:
+    async with open_store(settings) as store:
+        await store.people.add(address, name)
+
+
+async def remove_person(settings: Settings, address: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.people.remove(address)
+
+
+async def rotate_addresses(settings: Settings, address: str) -> bool:
+    """A person's secret addresses made so far are void from now on."""
+    async with open_store(settings) as store:
+        return await store.people.rotate(address)
+
+
+async def new_address(settings: Settings, person: str, mailbox: str, *, days: int | None) -> str:
+    """A secret address for a registered person; raises PermanentFailure."""
+    app.check_values(settings)
+    async with _existing_store(settings) as store:
+        found = (
+            [item for item in await store.people.all() if person_key(item.address) == person_key(person)]
+            if store
+            else []
+        )
+    if not found:
+        raise PermanentFailure(f"{person} is not registered: gateway people add {person}")
+    try:
+        return app.open_who(settings).new_address(app.router(settings).route(mailbox), mailbox, found[0], days=days)
+    except ValueError as error:
+        raise PermanentFailure(str(error)) from None
 
 
 async def cancel(settings: Settings, item: str) -> int:

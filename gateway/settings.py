@@ -81,7 +81,7 @@ class MailboxTable(_Table):
 
     address: str
     kind: str
-    who: Literal["anyone"] = "anyone"
+    who: Literal["anyone", "members", "secret"] = "anyone"
 
 
 class LimitsTable(_Table):
@@ -125,6 +125,12 @@ class Settings(_Table):
     min_free_bytes: Bytes = Field(256 * 1024 * 1024, description="below this much free disk the doors answer 452")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
+    dns_servers: tuple[str, ...] = Field((), description="who answers about senders; default: the system's servers")
+    trusted_authserv_id: str = Field("", description="our mail server's name in its Authentication-Results")
+    junk_headers: tuple[str, ...] = Field(
+        ("X-Spam-Flag", "X-Spam-Status", "X-Spam"), description="fields whose yes says a mail is junk"
+    )
+    confirm_within: Seconds = Field(7 * 86400.0, description="how long a person has to confirm held mails")
     limits: LimitsTable = LimitsTable()
 
     def filled(self) -> Settings:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from gateway.app.making import blobs_folder, ladder, mailboxes, relay_spec, router
+from gateway.app.making import blobs_folder, ladder, mailboxes, relay_spec, resolver, router
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
@@ -26,6 +26,8 @@ def check_values(settings: Settings) -> None:
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
         ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("dns_servers", lambda: resolver(settings)),
+        ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
         ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
@@ -63,6 +65,11 @@ def _listen_address(text: str) -> Any:
     from gateway.inbound.listen import parse_listen
 
     return parse_listen(text)
+
+
+def _check_authserv_id(text: str) -> None:
+    if text and (len(text.split()) != 1 or not text.isascii() or set(text) & set(";()")):
+        raise ValueError(f"{text!r} is not a name like mx.example.org")
 
 
 def _check_room(settings: Settings) -> None:

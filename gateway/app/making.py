@@ -21,18 +21,26 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.authenticate.authenticator import Authenticator
+    from gateway.inbound.authenticate.resolver import Resolver
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
+    from gateway.inbound.who import WhoMayWrite
+    from gateway.mail.tokens import Tokens
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
     from gateway.store.blobs import FileBlobStore
+    from gateway.store.confirmations import Confirmations
     from gateway.store.database import Database
     from gateway.store.emails import DatabaseLedger
     from gateway.store.mails import Mails
+    from gateway.store.people import PeopleStore
+    from gateway.store.people_file import PeopleFile
 
 _PACKAGE = Path(__file__).parent.parent
+_READ_PRELOAD = ("gateway.mail.parse.fallback", "gateway.inbound.authenticate.signature_job")
 SHIPPED_TEMPLATES = (_PACKAGE / "shipped_templates", _PACKAGE.parent / "templates")
 
 
@@ -44,6 +52,8 @@ class Store:
     blobs: FileBlobStore
     ledger: DatabaseLedger
     mails: Mails
+    people: PeopleStore
+    confirmations: Confirmations
 
 
 def relay_spec(table: Any) -> Any:
@@ -60,25 +70,63 @@ def ladder(settings: Settings) -> Ladder:
     return Ladder.parse(settings.retry_ladder)
 
 
-def router(settings: Settings, support: Support | None = None) -> Any:
-    """The routes of the settings; postmaster@ and abuse@ are the router's own.  With `support` it knows forged addresses."""
+def router(settings: Settings, support: Support | None = None, who: WhoMayWrite | None = None) -> Any:
+    """The routes of the settings; postmaster@ and abuse@ are the router's own.
+
+    With `support` and `who` it knows forged addresses, and who may use secret ones.
+    """
     from gateway.inbound.router import MailboxRoute, Router
 
-    routes = [MailboxRoute(address=item.address, kind=item.kind) for item in settings.mailboxes]
-    return Router(routes, domains=settings.domains, refusals={"support": support.refusal} if support else None)
+    routes = [MailboxRoute(address=item.address, kind=item.kind, who=item.who) for item in settings.mailboxes]
+    refusals = {"support": support.refusal} if support else None
+    return Router(routes, domains=settings.domains, refusals=refusals, guard=who)
 
 
-def open_support(settings: Settings, *, is_look: bool = False) -> Support:
-    """The mailbox `support` with the keys of its reply addresses, made at the first start; a look keeps what it makes."""
-    from gateway.inbound.mailboxes.support import Support
+def open_tokens(settings: Settings, *, is_look: bool = False) -> Tokens:
+    """The keys of signed addresses and links, made at the first start; a look keeps what it makes."""
     from gateway.mail.tokens import Tokens
     from gateway.store.key_file import new_key, read_keys
 
     path = settings.data_dir / "tokens.key"
     try:
-        return Support(Tokens([new_key()] if is_look and not path.exists() else read_keys(path)))
+        return Tokens([new_key()] if is_look and not path.exists() else read_keys(path))
     except ValueError as error:
         raise SettingsError([Problem("data_dir", str(error))]) from None
+
+
+def open_support(settings: Settings, *, is_look: bool = False) -> Support:
+    """The mailbox `support` with the keys of its reply addresses."""
+    from gateway.inbound.mailboxes.support import Support
+
+    return Support(open_tokens(settings, is_look=is_look))
+
+
+def people_file(settings: Settings) -> PeopleFile:
+    from gateway.store.people_file import PeopleFile
+
+    return PeopleFile(settings.data_dir / "people.json")
+
+
+def open_who(settings: Settings, *, is_look: bool = False) -> WhoMayWrite:
+    """Who may write to which mailbox, by the snapshot of people; needs no database."""
+    from gateway.inbound.who import WhoMayWrite
+
+    return WhoMayWrite(open_tokens(settings, is_look=is_look), people_file(settings).people, clock=utc_now)
+
+
+def resolver(settings: Settings) -> Resolver:
+    """Raises ValueError for what is no DNS server."""
+    from gateway.inbound.authenticate.resolver import Resolver
+
+    return Resolver(settings.dns_servers)
+
+
+def open_authenticator(settings: Settings, cage: Cage) -> Authenticator:
+    from gateway.inbound.authenticate.authenticator import Authenticator, TrustedMta
+
+    junk_fields = tuple(name.lower() for name in settings.junk_headers)
+    trusted = TrustedMta(authserv_id=settings.trusted_authserv_id, junk_fields=junk_fields)
+    return Authenticator(resolver(settings), cage, trusted=trusted)
 
 
 def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, Any]:
@@ -111,7 +159,7 @@ def open_intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
     from gateway.inbound.intake import Intake, IntakeLimits
 
     return Intake(
-        router(settings, open_support(settings)),
+        router(settings, open_support(settings), open_who(settings)),
         broker,
         open_blobs(settings),
         data_dir=settings.data_dir,
@@ -143,9 +191,11 @@ def open_blobs(settings: Settings) -> FileBlobStore:
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
+    from gateway.store.confirmations import Confirmations
     from gateway.store.database import open_database
     from gateway.store.emails import DatabaseLedger
     from gateway.store.mails import Mails
+    from gateway.store.people import PeopleStore
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     blobs = open_blobs(settings)
@@ -160,7 +210,12 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             return_path=settings.mail_from,
         )
         mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
-        yield Store(database=database, blobs=blobs, ledger=ledger_, mails=mails)
+        people = PeopleStore(database, people_file(settings), clock=utc_now)
+        days = settings.confirm_within / 86400
+        confirmations = Confirmations(database, clock=utc_now, hostname=settings.hostname, days=days)
+        yield Store(
+            database=database, blobs=blobs, ledger=ledger_, mails=mails, people=people, confirmations=confirmations
+        )
     finally:
         await database.close()
 
@@ -177,7 +232,7 @@ def open_cage(settings: Settings) -> Cage:
     from gateway.cage import Cage
     from gateway.outbound.render import PRELOAD
 
-    return Cage(children=settings.limits.cage_children, preload=(*PRELOAD, "gateway.mail.parse.fallback"))
+    return Cage(children=settings.limits.cage_children, preload=(*PRELOAD, *_READ_PRELOAD))
 
 
 def open_photo_cage(settings: Settings) -> Cage:

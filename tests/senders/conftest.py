@@ -10,7 +10,7 @@ from fake_dns import FakeDns
 from sender_desk import Desk, zone
 
 from gateway.cage import Cage
-from gateway.inbound.authenticate import Resolver
+from gateway.inbound.authenticate.resolver import Resolver
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from fake_dns import FakeDns
 
 from gateway.cage import Cage
-from gateway.inbound.authenticate import Authentication, Authenticator, Resolver, TrustedMta
+from gateway.inbound.authenticate import Authentication
+from gateway.inbound.authenticate.authenticator import Authenticator, TrustedMta
+from gateway.inbound.authenticate.resolver import Resolver
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
 

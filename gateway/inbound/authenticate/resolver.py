@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ import dns.nameserver
 import dns.resolver
 import dns.rrset
 
+_SERVER = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9.]+|[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*))(?::(\d{1,5}))?", re.IGNORECASE)
 Answer = tuple[str | bytes, ...]
 
 QUERY_SECONDS = 4.0
@@ -164,12 +166,14 @@ def _configured(servers: Sequence[str], try_seconds: float) -> dns.asyncresolver
 
 
 def _nameserver(server: str) -> dns.nameserver.Nameserver:
-    host, colon, port = server.rpartition(":")
-    if not colon or "]" in port or (":" in host and not host.endswith("]")):
-        host, port = server, "53"
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{server!r} is not an address of a DNS server like 192.0.2.53 or [2001:db8::53]:53")
-    return dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(host.strip("[]"))), int(port))
+    found = _SERVER.fullmatch(server)
+    try:
+        if found is None or not 0 < int(found[3] or 53) < 65536:
+            raise ValueError
+        return dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(found[1] or found[2])), int(found[3] or 53))
+    except ValueError:
+        text = f"{server!r} is not an address of a DNS server like 192.0.2.53 or [2001:db8::53]:5353"
+        raise ValueError(text) from None
 
 
 def _ordered(rrset: dns.rrset.RRset, kind: str) -> list[Any]:

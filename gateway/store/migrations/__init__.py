@@ -19,7 +19,7 @@ from gateway.store import schema
 if TYPE_CHECKING:
     from gateway.store.database import Database
 
-KNOWN_VERSIONS = ("0001", "0002")
+KNOWN_VERSIONS = ("0001", "0002", "0003")
 HEAD = KNOWN_VERSIONS[-1]
 
 _stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
