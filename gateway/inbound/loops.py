@@ -1,7 +1,8 @@
 """Mail that goes in circles: what was here before and comes back, known by what it carries.
 
-Own marks: the trace header on everything a machine of ours wrote, and a Delivered-To of the same recipient below the first
-Received (the one at the top is our mail server's, of this very delivery).  The number of hops is the intake's business.
+Own marks: the trace header on everything a machine of ours wrote, and a Delivered-To of the same recipient between two
+Received: it came here once by what is below, and again by what is above.  The one that our mail server adds to this very
+delivery stands above the last hop or right below it, with no hop between.  The number of hops is the intake's business.
 Looks at the raw header only, leniently: whoever mends a line must not hide a mark.
 """
 
@@ -27,14 +28,16 @@ def marks_of(octets: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def _marks(header: bytes) -> Iterator[tuple[str, str]]:
-    has_travelled = False
+    has_travelled, between = False, []
     for found in _LINE.finditer(header):
         name, value = found[1].lower(), found[2].decode("utf-8", "replace").strip(" \t<>")
         if name == b"x-gateway-notice":
             yield "trace", value
-        elif name == b"delivered-to" and has_travelled:
-            yield "delivered-to", value
-        has_travelled = has_travelled or name == b"received"
+        elif name == b"received":
+            yield from (("delivered-to", address) for address in between)
+            has_travelled, between = True, []
+        elif has_travelled:
+            between.append(value)
 
 
 def loop_in(marks: tuple[tuple[str, str], ...], rcpt_to: str) -> str:

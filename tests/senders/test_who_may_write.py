@@ -415,8 +415,9 @@ async def test_an_address_is_registered_once_whatever_its_case(house: House) -> 
     ("more", "is_loop"),
     [
         (["Received: by c", f"Delivered-To: open@{DOMAIN}", "Received: by a"], True),
-        (["Received: by c", f"delivered-to: <Open+x@{DOMAIN.upper()}>"], False),
-        (["Received: by c", f"delivered-to: <OPEN@{DOMAIN.upper()}>"], True),
+        (["Received: by c", f"delivered-to: <Open+x@{DOMAIN.upper()}>", "Received: by a"], False),
+        (["Received: by c", f"delivered-to: <OPEN@{DOMAIN.upper()}>", "Received: by a"], True),
+        (["Received: by c", f"Delivered-To: open@{DOMAIN}"], False),
         ([f"Delivered-To: open@{DOMAIN}", "Received: by a"], False),
         (["Received: by c", "Delivered-To: else@example.org"], False),
         (["X-Gateway-Notice: confirm"], True),
