@@ -28,7 +28,8 @@ def marks_of(octets: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def _marks(header: bytes) -> Iterator[tuple[str, str]]:
-    has_travelled, between = False, []
+    has_travelled = False
+    between: list[str] = []
     for found in _LINE.finditer(header):
         name, value = found[1].lower(), found[2].decode("utf-8", "replace").strip(" \t<>")
         if name == b"x-gateway-notice":
