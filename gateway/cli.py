@@ -26,6 +26,7 @@ EXIT_NO, EXIT_USAGE, EXIT_LATER = 1, 2, 75
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
+db = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The store's schema and who may do what in it.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
 people = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Registered people: who may write to mailboxes for members."
@@ -36,7 +37,14 @@ address = typer.Typer(
 cli.add_typer(dead, name="dead")
 cli.add_typer(people, name="people")
 cli.add_typer(address, name="address")
+alarm = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Alarms: how admins are told.")
+users = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="People who may log in to the pages.")
+keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Keys of apps for the API.")
+cli.add_typer(alarm, name="alarm")
+cli.add_typer(users, name="users")
+cli.add_typer(keys, name="keys")
 cli.add_typer(templates, name="templates")
+cli.add_typer(db, name="db")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Context = typer.Context
@@ -118,7 +126,7 @@ def run(
     context: Context,
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="smtp lmtp ingest photos send events web sweep people suspects; none: all."),
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep people notices alarms suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
@@ -323,6 +331,17 @@ def release(context: Context, item: Annotated[str, typer.Argument(metavar="ID")]
 
 
 @cli.command()
+def discard(context: Context, item: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Throws away what is held of a mail or an email; the mail's octets stay."""
+    from gateway import commands
+
+    count = _run(commands.discard(_settings(context), item))
+    if not count:
+        raise _no(f"no held recipient of {item}")
+    _note(f"{count} discarded")
+
+
+@cli.command()
 def cancel(context: Context, email_id: str) -> None:
     """Cancels what is not yet sent of an email."""
     from gateway import commands
@@ -331,6 +350,26 @@ def cancel(context: Context, email_id: str) -> None:
     if not count:
         raise _no(f"nothing of {email_id} can be cancelled any more")
     _note(f"{count} cancelled")
+
+
+@cli.command()
+def recover(
+    context: Context,
+    resend: Annotated[bool, typer.Option("--resend", help="Send them; some may come twice.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Never send them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """After a restored backup: lists the emails it held, for they may have been sent since; then --resend or --cancel."""
+    from gateway import commands, tables
+
+    if resend and cancel:
+        raise typer.BadParameter("either --resend or --cancel")
+    if resend or cancel:
+        count = _run(commands.recover(_settings(context), is_resend=resend))
+        _note(f"{count} {'released' if resend else 'cancelled'}")
+    else:
+        columns = ["id", "recipient", "disposition", "template", "subject", "accepted_at", "attempts"]
+        tables.print_rows(_run(commands.held_back(_settings(context))), columns, as_json=as_json)
 
 
 @dead.command("list")
@@ -366,6 +405,19 @@ def dead_drop(context: Context, number: str) -> None:
 
     if not _run(commands.drop_dead(_settings(context), number)):
         raise _no(f"no dead letter {number}")
+
+
+@alarm.command("test")
+def alarm_test(context: Context, as_json: AsJson = False) -> None:
+    """Sends a test to each of admin_urls; exit 1 when one cannot be reached."""
+    from gateway import commands, tables
+
+    rows = _run(commands.alarm_test(_settings(context)))
+    if not rows:
+        raise _no("admin_urls is empty: alarms are logged and shown, nobody is told")
+    tables.print_rows(rows, ["admin", "service", "outcome", "why"], as_json=as_json)
+    if any(row["outcome"] == "failed" for row in rows):
+        raise typer.Exit(EXIT_NO)
 
 
 @templates.command("list")
@@ -431,6 +483,120 @@ def address_rotate(context: Context, person: Annotated[str, typer.Argument(metav
         raise _no(f"{person} is not registered")
 
 
+@users.command("add")
+def users_add(context: Context, name: str) -> None:
+    """Makes a user; the password is asked for, or read from stdin. The first one closes the gateway to everybody else."""
+    from gateway import commands
+
+    if not _run(commands.add_user(_settings(context), name, _password())):
+        raise _no(f"there is a user {name} already; gateway users password {name}")
+
+
+@users.command("invite")
+def users_invite(context: Context, name: str) -> None:
+    """Prints a link with which somebody becomes this user: good once, for a day."""
+    from gateway import commands
+
+    print(_run(commands.invite(_settings(context), name)))  # noqa: T201
+
+
+@users.command("list")
+def users_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists users."""
+    _list(context, "users", ["name", "created_at", "sessions"], {}, as_json)
+
+
+@users.command("password")
+def users_password(context: Context, name: str) -> None:
+    """Gives a user another password and ends all his sessions."""
+    from gateway import commands
+
+    if not _run(commands.set_password(_settings(context), name, _password())):
+        raise _no(f"no user {name}")
+
+
+@users.command("remove")
+def users_remove(context: Context, name: str) -> None:
+    """Removes a user with all his sessions."""
+    from gateway import commands
+
+    if not _run(commands.remove_user(_settings(context), name)):
+        raise _no(f"no user {name}")
+
+
+def _password() -> str:
+    """A new password: asked for twice at a terminal, else the first line of stdin."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+@keys.command("add")
+def keys_add(
+    context: Context,
+    app: Annotated[str, typer.Argument(help="The app's name, told with everything it asks for.")],
+    scope: Annotated[list[str] | None, typer.Option(help="send (default), read or admin; repeat for more.")] = None,
+) -> None:
+    """Makes a key for an app and prints it, this once. The first one closes the gateway to everybody else."""
+    from gateway import commands
+
+    print(_run(commands.add_key(_settings(context), app, scope or ["send"])))  # noqa: T201
+
+
+@keys.command("list")
+def keys_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists keys by their beginnings; revoked ones stay listed."""
+    _list(context, "keys", ["prefix", "app", "scopes", "created_at", "revoked_at"], {}, as_json)
+
+
+@keys.command("revoke")
+def keys_revoke(context: Context, prefix: str) -> None:
+    """Ends a key at once."""
+    from gateway import commands
+
+    if not _run(commands.revoke_key(_settings(context), prefix)):
+        raise _no(f"no key {prefix.rpartition('_')[0] if len(prefix) > 20 else prefix} that is good")
+
+
+@cli.command()
+def schema(
+    context: Context, name: Annotated[str, typer.Argument(help="email.send, post.create, event, asyncapi or openapi.")]
+) -> None:
+    """Prints what a contract demands, as JSON Schema, AsyncAPI or OpenAPI."""
+    from gateway import commands
+
+    print(json.dumps(commands.schema(name), indent=2, ensure_ascii=False))  # noqa: T201
+
+
+@db.command("upgrade")
+def db_upgrade(context: Context) -> None:
+    """Brings the store's schema to this version, as `run` does, but however long it takes."""
+    from gateway import commands
+
+    had, has = _run(commands.upgrade_store(_settings(context)))
+    _note(f"schema {has}, as it was" if had == has else f"schema {has}, it was {had or 'not made yet'}")
+
+
+@db.command("grants")
+def db_grants(
+    context: Context,
+    app_role: Annotated[str, typer.Option("--app", metavar="ROLE", help="Reads what is published.")] = "gateway_app",
+    worker_role: Annotated[str, typer.Option("--worker", metavar="ROLE", help="Does the work.")] = "gateway_worker",
+    schema: Annotated[str, typer.Option(metavar="SCHEMA")] = "public",
+) -> None:
+    """Prints the SQL for two roles that exist; the tables' owner runs it, again after each upgrade: … | psql URL."""
+    from gateway import commands
+
+    try:
+        statements = commands.store_grants(
+            _settings(context), app_role=app_role, worker_role=worker_role, schema=schema
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for statement in statements:
+        print(f"{statement};")  # noqa: T201
+
+
 @cli.command("settings")
 def show_settings(context: Context, as_json: AsJson = False) -> None:
     """Prints the settings as they come out of all places, secrets masked."""
@@ -447,6 +613,19 @@ def doctor(context: Context, as_json: AsJson = False) -> None:
     findings = _run(commands.doctor(_settings(context)))
     tables.print_rows([item.as_row() for item in findings], ["level", "what", "finding", "next_step"], as_json=as_json)
     if any(item.level == "wrong" for item in findings):
+        raise typer.Exit(EXIT_NO)
+
+
+@cli.command()
+def reconcile(context: Context, as_json: AsJson = False) -> None:
+    """Proves by counting that everything accepted is there; exit 1 and the ids when something is missing."""
+    from gateway import commands, tables
+
+    balance = _run(commands.reconcile(_settings(context)))
+    tables.print_object(balance.as_row(), as_json=as_json)
+    for item in balance.missing:
+        _note(f"gateway: {item.kind} {item.id}, kept {item.kept_at}: {item.finding}")
+    if not balance.is_balanced:
         raise typer.Exit(EXIT_NO)
 
 

@@ -5,6 +5,7 @@ A look makes no files: where nothing was ever stored there is nothing to list.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -14,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, sqlite_path
-from gateway.errors import PermanentFailure, Problem, QueueUnavailable
-from gateway.mail.disposition import Disposition
+from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError, StoreUnavailable
 from gateway.mail.ids import new_id
 from gateway.mail.people import person_key
-from gateway.mail.secret_address import redacted
+from gateway.mail.tokens import INVITATION
 from gateway.runtime import utc_now
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
-    from gateway.store.mails import DeliveryRecord
     from gateway.watch.doctor import Finding
+    from gateway.watch.operator import Operator
+    from gateway.watch.reconcile import Balance
 
 
 def is_new(settings: Settings) -> bool:
@@ -61,7 +62,7 @@ def _add_reply_addresses(settings: Settings, found: dict[str, Any]) -> None:
             post["reply_to"] = app.open_support(settings).reply_address(post["address"], post["thread_id"])
 
 
-async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
+async def rows(settings: Settings, kind: Any, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of one of the lists."""
     if kind == "templates":
         return open_templates(settings).rows()
@@ -75,8 +76,9 @@ async def rows(settings: Settings, kind: str, filters: Mapping[str, Any]) -> lis
             return []
         if kind == "people":
             return [{"address": person.address, "name": person.name} for person in await store.people.all()]
-        lists = {"emails": store.ledger.list_emails, "mails": store.mails.list_mails, "posts": store.mails.list_posts}
-        return list(await lists[kind](**filters))
+        if kind in {"users", "keys"}:
+            return await (store.access.users() if kind == "users" else store.access.keys())
+        return await store.lists.newest(kind, **filters)
 
 
 async def _queue_rows(broker: Broker) -> list[dict[str, Any]]:
@@ -108,16 +110,14 @@ async def dead_one(settings: Settings, number: str) -> dict[str, Any] | None:
 
 async def release(settings: Settings, item: str) -> int:
     """Held recipients of a mail or an email go on: a mail before its mailbox again, an email to its relay."""
-    async with _existing_store(settings) as store:
-        if store is None:
-            return 0
-        kind, subject = await _the_one(store, item)
-        if kind == "email":
-            return await store.ledger.release(subject)
-        rows = await store.mails.deliveries(subject)
-        held = [row for row in rows if row.disposition is Disposition.HELD]
-        await _replay(settings, store, rows, [row.rcpt_to for row in held], is_release=True)
-        return len(held)
+    async with _operator(settings) as operator:
+        return await operator.release(item) if operator else 0
+
+
+async def discard(settings: Settings, item: str) -> int:
+    """Nothing is made of what is held of a mail, nothing held of an email is sent."""
+    async with _operator(settings) as operator:
+        return await operator.discard(item) if operator else 0
 
 
 async def explain(
@@ -159,67 +159,10 @@ async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any
 
     Raises PermanentFailure for an id that is not one mail's, before anything is done.
     """
-    async with _existing_store(settings) as store:
-        if store is None:
+    async with _operator(settings) as operator:
+        if operator is None:
             raise PermanentFailure(f"nothing is known of {items[0]}")
-        subjects = []
-        for item in items:
-            kind, subject = await _the_one(store, item)
-            if kind != "mail":
-                raise PermanentFailure(f"{subject} is no mail ({kind}); only mails are replayed")
-            subjects.append(subject)
-        return [line for subject in dict.fromkeys(subjects) for line in await _replay_mail(settings, store, subject)]
-
-
-async def _replay_mail(settings: Settings, store: Store, mail_id: str) -> list[dict[str, Any]]:
-    from gateway.inbound.replay import is_replayable
-
-    rows = await store.mails.deliveries(mail_id)
-    await _replay(settings, store, rows, [row.rcpt_to for row in rows if is_replayable(row)])
-    return [
-        {
-            "id": mail_id,
-            "rcpt_to": redacted(row.rcpt_to),
-            "disposition": str(row.disposition),
-            "action": "replayed" if is_replayable(row) else "left alone",
-        }
-        for row in rows
-    ]
-
-
-async def _replay(
-    settings: Settings,
-    store: Store,
-    rows: Sequence[DeliveryRecord],
-    recipients: Sequence[str],
-    *,
-    is_release: bool = False,
-) -> None:
-    """Publishes tickets for some recipients of a mail; the dead letters that nobody else waits for go away."""
-    from gateway.inbound.replay import replay_tickets
-
-    if not recipients:
-        return
-    mail_id = rows[0].mail_id
-    cared_for = {*recipients, *(row.rcpt_to for row in rows if row.disposition.is_final)}
-    mail = await store.mails.stored(mail_id)
-    assert mail is not None  # its deliveries refer to it
-    async with open_queue(settings) as broker:
-        await broker.publish(replay_tickets(mail, recipients, is_release=is_release))
-        for letter in await broker.dead():
-            named = letter.ticket.headers.get("rcpt_to")
-            if letter.ticket.id == mail_id and isinstance(named, list) and cared_for.issuperset(named):
-                await broker.drop_dead(letter.number)
-
-
-async def _the_one(store: Store, item: str) -> tuple[str, str]:
-    """The (kind, id) of the one subject whose id begins so; raises PermanentFailure."""
-    found = await store.mails.find(item)
-    if not found:
-        raise PermanentFailure(f"nothing is known of {item}")
-    if len(found) > 1:
-        raise PermanentFailure(f"{item} is not unique: {', '.join(subject for _, subject in found)}")
-    return found[0]
+        return await operator.replay(items)
 
 
 async def add_person(settings: Settings, address: str, name: str) -> None:
@@ -257,23 +200,47 @@ async def new_address(settings: Settings, person: str, mailbox: str, *, days: in
 
 async def cancel(settings: Settings, item: str) -> int:
     """What is not yet sent of an email never will be."""
-    async with _existing_store(settings) as store:
-        if store is None:
-            return 0
-        kind, subject = await _the_one(store, item)
-        return await store.ledger.cancel(subject) if kind == "email" else 0
+    async with _operator(settings) as operator:
+        return await operator.cancel(item) if operator else 0
 
 
 async def retry_dead(settings: Settings, number: str) -> bool:
-    async with open_queue(settings) as broker:
-        done: bool = await broker.retry_dead(number)
-        return done
+    async with _operator(settings) as operator:
+        return operator is not None and await operator.retry_dead(number)
 
 
 async def drop_dead(settings: Settings, number: str) -> bool:
-    async with open_queue(settings) as broker:
-        done: bool = await broker.drop_dead(number)
-        return done
+    async with _operator(settings) as operator:
+        return operator is not None and await operator.drop_dead(number)
+
+
+async def reconcile(settings: Settings) -> Balance:
+    """Counts what was accepted; raises QueueUnavailable or StoreUnavailable when something cannot be asked."""
+    from gateway.store.accounting import Accounting
+    from gateway.watch import reconcile as counting
+
+    if not sqlite_path(settings.queue_url).exists():
+        return counting.Balance(accepted=0, missing=(), extra=0)
+    async with open_queue(settings) as broker, _existing_store(settings) as store:
+        books = Accounting(store.database) if store else counting.NoBooks()
+        balance: Balance = await counting.reconcile(app.receipted(broker), books)
+    if store is None and balance.missing:
+        text = f"there is no store, and {len(balance.missing)} of the {balance.accepted} accepted must be in it"
+        raise StoreUnavailable(f"{text}: mind database_url")
+    return balance
+
+
+async def alarm_test(settings: Settings) -> list[dict[str, str]]:
+    """Sends a test to each admin, all at once; a line for each."""
+    from gateway.watch.alarms.sending import deliver, trial
+
+    app.check_values(settings)
+    admins = app.admins(settings)
+    failures = await asyncio.gather(*(deliver(admin, trial(settings.hostname)) for admin in admins))
+    return [
+        {"admin": admin.place, "service": admin.service, "outcome": "failed" if why else "sent", "why": why}
+        for admin, why in zip(admins, failures, strict=True)
+    ]
 
 
 async def check_templates(settings: Settings) -> list[Problem]:
@@ -304,15 +271,136 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings += look.check_templates(await check_templates(settings))
     if sqlite_path(settings.queue_url).exists():
         findings += await _look_at_queue(settings)
-    findings.append(await look.check_store(sqlite_path(settings.database_url, "database_url")))
+    findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
+    findings.append(await look.check_store(settings.database_url))
     return findings
+
+
+def schema(name: str) -> dict[str, Any]:
+    """A contract as JSON Schema, `asyncapi` or `openapi`; raises PermanentFailure for a name that is none."""
+    from gateway.contract.documents import MODELS, asyncapi, json_schema
+
+    if name == "openapi":
+        from gateway.web.api import described_api, openapi_document
+
+        return openapi_document(described_api())
+    if name == "asyncapi":
+        return asyncapi()
+    if name not in MODELS:
+        raise PermanentFailure(f"no schema {name!r}; there are {', '.join((*MODELS, 'asyncapi', 'openapi'))}")
+    return json_schema(name)
+
+
+async def add_user(settings: Settings, name: str, password: str) -> bool:
+    """Makes a user; False where the name is taken."""
+    from gateway.web.passwords import Passwords
+
+    kept = await Passwords().keep(password)
+    async with open_store(settings) as store:
+        return await store.access.add_user(name, kept)
+
+
+async def set_password(settings: Settings, name: str, password: str) -> bool:
+    """Gives a user another password and ends his sessions; False where there is no such user."""
+    from gateway.web.passwords import Passwords
+
+    kept = await Passwords().keep(password)
+    async with open_store(settings) as store:
+        return await store.access.set_password(name, kept)
+
+
+async def remove_user(settings: Settings, name: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.access.remove_user(name)
+
+
+async def invite(settings: Settings, name: str) -> str:
+    """A link with which somebody chooses the password of a new user: good once, for a day."""
+    tokens = app.open_tokens(settings)
+    async with open_store(settings) as store:
+        invitation_id = await store.access.invite(name)
+    base = settings.public_url
+    return f"{base}/invitation/{tokens.sign(INVITATION, invitation_id)}"
+
+
+async def add_key(settings: Settings, app_name: str, scopes: Sequence[str]) -> str:
+    """Makes a key for an app and returns it: the only time it is told."""
+    async with open_store(settings) as store:
+        return await store.access.add_key(app_name, scopes)
+
+
+async def revoke_key(settings: Settings, prefix: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.access.revoke_key(prefix)
 
 
 @asynccontextmanager
 async def _existing_store(settings: Settings) -> AsyncIterator[Store | None]:
     """The store, or None where nothing was ever stored: a look makes no files."""
-    if not sqlite_path(settings.database_url).exists():
+    file = app.database_file(settings)
+    if file is not None and not file.exists():
         yield None
         return
     async with open_store(settings) as store:
         yield store
+
+
+@asynccontextmanager
+async def _operator(settings: Settings) -> AsyncIterator[Operator | None]:
+    """The operator's desk for whoever is at the terminal, None where nothing was ever queued or stored."""
+    from gateway.watch.operator import BY_COMMAND
+
+    file = app.database_file(settings)
+    if file is not None and not (file.exists() or sqlite_path(settings.queue_url).exists()):
+        yield None
+        return
+    async with open_queue(settings) as broker, open_store(settings) as store:
+        yield app.operator(store, broker, by=BY_COMMAND)
+
+
+async def held_back(settings: Settings) -> list[dict[str, Any]]:
+    """The emails that are held because the ledger went back."""
+    from gateway.store.ledger_mark import WENT_BACK, held_back
+
+    async with _existing_store(settings) as store:
+        if store is None:
+            return []
+        lines = [
+            line for item in await held_back(store.database) for line in await store.lists.newest("emails", id=item)
+        ]
+    return [line for line in lines if line["reason"] == WENT_BACK]
+
+
+async def recover(settings: Settings, *, is_resend: bool) -> int:
+    """Lets what the ledger's going back held go on, or cancels it; returns how many recipients."""
+    from gateway.store.ledger_mark import held_back
+
+    async with _existing_store(settings) as store:
+        if store is None:
+            return 0
+        decide = store.ledger.release if is_resend else store.ledger.cancel
+        return sum([await decide(email_id) for email_id in await held_back(store.database)])
+
+
+async def upgrade_store(settings: Settings) -> tuple[str | None, str]:
+    """Leads the schema up, however long it takes; returns the version it had and the one it has."""
+    from gateway.store.database import open_as_it_is
+    from gateway.store.migrations import HEAD, current_version, upgrade
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = await open_as_it_is(settings.database_url, patiently=True)
+    try:
+        had = await current_version(database)
+        await upgrade(database)
+    finally:
+        await database.close()
+    return had, HEAD
+
+
+def store_grants(settings: Settings, *, app_role: str, worker_role: str, schema: str) -> list[str]:
+    """The SQL that gives an app's role what is published and the worker's role the tables."""
+    from gateway.store.published import grant_statements
+
+    if app.database_file(settings) is not None:
+        raise SettingsError([Problem("database_url", "a file has no roles; grants are for postgresql://")])
+    return grant_statements(app_role=app_role, worker_role=worker_role, schema=schema)

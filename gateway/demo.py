@@ -191,8 +191,8 @@ async def demonstrate(settings: Settings) -> None:
             client,
             door=door,
             posts_address=settings.mailboxes[0].address,
-            emails=lambda item: store.ledger.list_emails(id=item),
-            mails=lambda item: store.mails.list_mails(id=item),
+            emails=lambda item: store.lists.newest("emails", id=item),
+            mails=lambda item: store.lists.newest("mails", id=item),
         )
         story = await store.mails.story(lines[1].id)
     tables.print_rows([asdict(line) for line in lines], ["what", "id", "outcome"], as_json=False)
@@ -202,10 +202,11 @@ async def demonstrate(settings: Settings) -> None:
 
 
 def introduce(settings: Settings) -> None:
-    """Says where everything listens and three commands to try."""
+    """Says where everything is to be seen, where it listens, and three commands to try."""
     captured = settings.data_dir / "captured"
     say(
         f"""
+Look at it: http://{settings.web_listen}/
 The SMTP door listens on {settings.smtp_listen}, the API on http://{settings.web_listen}/v1/emails.
 Email goes to {", ".join(relay.url for relay in settings.relays)} (capture: means {captured}/*.eml, never sent).
 

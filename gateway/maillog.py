@@ -42,6 +42,7 @@ class MailLog:
             else structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"])
         )
         self.counters: Counter[str] = Counter()
+        self.dispositions: Counter[tuple[str, str]] = Counter()
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
@@ -71,6 +72,7 @@ class MailLog:
         self._say("door-fault", "error", door=door, client=client, error=told(error))
 
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
+        self.dispositions["in", str(disposition)] += 1
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)
 
     def mailbox_at_fault(self, mailbox: str, *, mail_id: str, rcpt_to: str, fingerprint: str) -> None:
@@ -97,6 +99,14 @@ class MailLog:
     def photo_refused(self, attachment_id: str, *, post_id: str, reason: str) -> None:
         self._say("photo-refused", "warning", attachment=attachment_id, post=post_id, reason=reason)
 
+    # notices
+
+    def notice_sent(self, notice_id: str, *, of: str, to: str, stage: str) -> None:
+        self._say("notice-sent", notice=notice_id, of=of, to=to, stage=stage)
+
+    def notice_failed(self, notice_id: str, *, of: str, to: str, error: BaseException) -> None:
+        self._say("notice-failed", "error", notice=notice_id, of=of, to=to, error=told(error))
+
     # outbound
 
     def email_accepted(self, email_id: str, *, recipients: int, template: str) -> None:
@@ -108,6 +118,7 @@ class MailLog:
     def email_attempted(
         self, email_id: str, *, recipient: str, relay: str, disposition: str, reply: str, reason: str = ""
     ) -> None:
+        self.dispositions["out", str(disposition)] += 1
         self._say("email-" + disposition, email=email_id, recipient=recipient, relay=relay, reply=reply, reason=reason)
 
     def relay_paused(self, relay: str, *, seconds: float, why: str) -> None:
@@ -115,6 +126,33 @@ class MailLog:
 
     def relay_resumed(self, relay: str) -> None:
         self._say("relay-resumed", relay=relay)
+
+    # the web
+
+    def logged_in(self, user: str, *, client: str) -> None:
+        self._say("logged-in", user=user, client=client)
+
+    def login_refused(self, *, client: str, why: str) -> None:
+        """Never the name as typed: people type their password there."""
+        self._say("login-refused", "warning", client=client, why=why)
+
+    def web_fault(self, *, method: str, route: str, error: BaseException) -> None:
+        self._say("web-fault", "error", method=method, route=route, error=told(error))
+
+    # those who look after us
+
+    def alarm_raised(self, topic: str, *, severity: str, what: str, next_step: str) -> None:
+        level = severity if severity in ("info", "warning", "critical") else "warning"
+        self._say("alarm-raised", level, topic=topic, what=what, next=next_step)
+
+    def alarm_over(self, topic: str, *, what: str, seconds: float) -> None:
+        self._say("alarm-over", topic=topic, what=what, seconds=seconds)
+
+    def admin_told(self, place: str, *, service: str, alarms: int) -> None:
+        self._say("admin-told", admin=place, service=service, alarms=alarms)
+
+    def admin_not_told(self, place: str, *, service: str, why: str) -> None:
+        self._say("admin-not-told", "error", admin=place, service=service, why=why, next="it is tried again")
 
     # the machine
 

@@ -15,6 +15,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,30 @@ def utc_now() -> datetime:
 async def aside(size: int, work: Callable[[], T]) -> T:
     """Does the work at once, or in a thread when `size` bytes of input would keep everybody else waiting."""
     return work() if size <= LARGE_BYTES else await asyncio.to_thread(work)
+
+
+async def in_thread(work: Callable[[], T], *, seconds: float) -> T:
+    """Does blocking work in a thread no exit waits for; TimeoutError when it takes longer, and nobody hears its result."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_exception(error) if error else future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        # Broad: whatever the work raises belongs to the caller, not to this thread.
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="blocking work", daemon=True).start()
+    async with asyncio.timeout(seconds):
+        return await future
 
 
 class Stop:

@@ -26,7 +26,7 @@ from gateway.errors import Problem, SettingsError
 ENV_PREFIX = "GATEWAY_"
 _NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_SECRETS_DIR", "GATEWAY_FAILPOINT", "GATEWAY_LOG_FORMAT"})
 _KUBERNETES = re.compile(r"^GATEWAY_(.*_)?(SERVICE_.*|PORT|PORT_.*)$")
-_RELAY_SPELLINGS = {"relay_urls": "relays", "relays": "relay_urls"}
+_SPELLINGS = {"relay_urls": "relays", "relays": "relay_urls", "admin_urls": "admins", "admins": "admin_urls"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _URL_PASSWORD = re.compile(r"(://[^/@:]*):.*@", re.DOTALL)
@@ -76,6 +76,14 @@ class RelayTable(_Table):
     sender_domains: tuple[str, ...] = ()
 
 
+class AdminTable(_Table):
+    """Somebody whom alarms reach: `admin_urls` is shorthand for a list of these."""
+
+    url: str
+    from_severity: Literal["info", "warning", "critical"] = "warning"
+    topics: tuple[str, ...] = ()
+
+
 class MailboxTable(_Table):
     """An address pattern and what becomes of the mail it gets."""
 
@@ -97,6 +105,22 @@ class LimitsTable(_Table):
     grace: Seconds = 20.0
     reply_wait: Seconds = 600.0
     handler: Seconds = 900.0
+    oldest_ticket: Seconds = 900.0
+
+
+def _public_url(value: Any) -> Any:
+    if isinstance(value, str) and value and not re.fullmatch(r"https?://[^/?#@\s]+/?", value):
+        raise ValueError(f"{value!r} is not http://HOST[:PORT] or https://HOST[:PORT]")
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+class NoticesTable(_Table):
+    delays: str = "15m 4h"
+    day: Seconds = 86400.0
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
+
+
+_TABLES: dict[str, type[_Table]] = {"limits": LimitsTable, "notices": NoticesTable}
 
 
 class Settings(_Table):
@@ -116,6 +140,10 @@ class Settings(_Table):
     )
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
+    public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
+        "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
+    )
+    trusted_hosts: tuple[str, ...] = Field((), description="proxies whose X-Forwarded-For and -Proto we believe")
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
     domains: tuple[str, ...] = Field((), description="the domains we take mail for; default: localhost")
     retry_ladder: str = Field("1m 5m 15m 1h*2 4h*3 12h*9", description="what waits after each unsuccessful attempt")
@@ -123,6 +151,8 @@ class Settings(_Table):
         900.0, description="how long an unknown email waits for late news before it is resent"
     )
     min_free_bytes: Bytes = Field(256 * 1024 * 1024, description="below this much free disk the doors answer 452")
+    admin_urls: tuple[str, ...] = Field((), description="whom alarms reach: apprise URLs; none = logged and shown")
+    admins: tuple[AdminTable, ...] = Field((), description="admins with from_severity and topics")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
     dns_servers: tuple[str, ...] = Field((), description="who answers about senders; default: the system's servers")
@@ -131,6 +161,7 @@ class Settings(_Table):
         ("X-Spam-Flag", "X-Spam-Status", "X-Spam"), description="fields whose yes says a mail is junk"
     )
     confirm_within: Seconds = Field(7 * 86400.0, description="how long a person has to confirm held mails")
+    notices: NoticesTable = NoticesTable()
     limits: LimitsTable = LimitsTable()
 
     def filled(self) -> Settings:
@@ -138,6 +169,7 @@ class Settings(_Table):
         data_dir = self.data_dir.absolute()
         hostname = self.hostname or _own_name()
         changes: dict[str, Any] = {"data_dir": data_dir, "hostname": hostname}
+        changes["public_url"] = self.public_url or f"http://{self.web_listen}"
         changes["mail_from"] = self.mail_from or f"gateway@{hostname}"
         for key in ("queue_url", "database_url", "blobs_url"):
             changes[key] = getattr(self, key).replace("{data_dir}", quote(str(data_dir)))
@@ -145,6 +177,8 @@ class Settings(_Table):
         changes["lmtp_listen"] = _socket_in(Path.cwd(), changes["lmtp_listen"])
         if not self.relays:
             changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
+        if not self.admins:
+            changes["admins"] = tuple(AdminTable(url=url) for url in self.admin_urls)
         if not self.domains:
             changes["domains"] = ("localhost",)
             if not self.mailboxes:
@@ -153,8 +187,10 @@ class Settings(_Table):
         return self.model_copy(update=changes)
 
     def masked(self) -> dict[str, Any]:
-        """What `gateway settings` prints: passwords in URLs replaced by ***."""
+        """What `gateway settings` prints: passwords in URLs replaced by ***, of admins' URLs all but the scheme."""
         masked: dict[str, Any] = _masked(self.model_dump(mode="json"))
+        masked["admin_urls"] = [shown_service(url) for url in self.admin_urls]
+        masked["admins"] = [item | {"url": shown_service(item["url"])} for item in masked["admins"]]
         return masked
 
 
@@ -195,12 +231,16 @@ def _socket_in(folder: Path, listen: str) -> str:
 
 
 def _keep_one_spelling(values: dict[str, Any], source: Sequence[Any], problems: list[Problem]) -> None:
-    """`relay_urls` and `relays` are two spellings of one value: who sets one drops the other from lower places."""
-    given = {key: place for place, table in source for key in table if key in _RELAY_SPELLINGS}
-    if len(given) == 2:
-        problems.append(Problem(f"relay_urls ({given['relay_urls']})", "is short for relays; give one of the two"))
+    """`relay_urls` and `relays` (`admin_urls` and `admins`) are two spellings of one value.
+
+    Who sets one drops the other from lower places.
+    """
+    given = {key: place for place, table in source for key in table if key in _SPELLINGS}
+    for short, long in (("relay_urls", "relays"), ("admin_urls", "admins")):
+        if short in given and long in given:
+            problems.append(Problem(f"{short} ({given[short]})", f"is short for {long}; give one of the two"))
     for key in given:
-        values.pop(_RELAY_SPELLINGS[key], None)
+        values.pop(_SPELLINGS[key], None)
 
 
 def _masked(value: Any) -> Any:
@@ -210,6 +250,12 @@ def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+def shown_service(url: str) -> str:
+    """An apprise URL as it may be shown: any part of it may be a token."""
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://***" if separator and scheme.isalnum() else "***"
 
 
 def _own_name() -> str:
@@ -298,9 +344,8 @@ def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tu
         problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, environment=place.startswith('env'))}"))
         return []
     if inner:
-        if section != "limits" or inner not in LimitsTable.model_fields:
-            known = [f"limits__{name}" for name in LimitsTable.model_fields]
-            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, known)}"))
+        if section not in _TABLES or inner not in _TABLES[section].model_fields:
+            problems.append(Problem(f"{key} ({place})", f"unknown key{_nearest(key, _keys_of_tables())}"))
             return []
         return [(place, {section: {inner: text}})]
     try:
@@ -313,15 +358,19 @@ def _assign(key: str, text: str, place: str, problems: list[Problem]) -> list[tu
 def _structured(key: str, text: str) -> Any:
     """A list or table from text: JSON, or for plain lists words."""
     annotation = str(Settings.model_fields[key].annotation)
-    if "tuple" not in annotation and key != "limits":
+    if "tuple" not in annotation and key not in _TABLES:
         return text
     if text.lstrip().startswith(("[", "{")) or "Table" in annotation:
         return json.loads(text)
     return text.split()
 
 
+def _keys_of_tables() -> list[str]:
+    return [f"{table}__{name}" for table, model in _TABLES.items() for name in model.model_fields]
+
+
 def _nearest(key: str, known: Sequence[str] = (), *, environment: bool = False) -> str:
-    names = list(known) or [*Settings.model_fields, *(f"limits__{name}" for name in LimitsTable.model_fields)]
+    names = list(known) or [*Settings.model_fields, *_keys_of_tables()]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if not near:
         return "; `gateway settings` lists them"

@@ -1,6 +1,6 @@
 """One SQLite file shared by several processes: commits in turn, in groups, durable; bells tell who waits for news.
 
-The one home of stdlib sqlite3.  `queue.sqlite` keeps its tickets here, `outage.db` will.
+The one home of stdlib sqlite3.  `queue.sqlite` keeps its tickets here, `store.outage` its notices.
 Every write transaction **and** every checkpoint runs inside `flock(<file>.turn)`: no commit beside a checkpoint (SQLite
 before 3.51.3 can corrupt a WAL when they race), and waiting is fair.  One writer thread per process gathers what is
 offered meanwhile into one BEGIN IMMEDIATE … COMMIT.  Readers have a thread and a connection of their own.

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
-from gateway.app.checks import check_values, refuse_to_strand
+from gateway.app.checks import check_values, database_file, refuse_to_strand
 from gateway.app.making import (
     Store,
+    admins,
+    alarm_book,
     mailboxes,
     open_authenticator,
     open_cage,
@@ -22,14 +24,18 @@ from gateway.app.making import (
     open_store,
     open_support,
     open_templates,
+    open_tokens,
     open_who,
+    operator,
+    receipted,
     relay_spec,
     router,
+    say_goodbye,
 )
 from gateway.app.parts import Parts
 from gateway.app.services import BUILDERS
 from gateway.app.trades import build_keeper, build_suspects
-from gateway.errors import Problem, SettingsError
+from gateway.errors import Problem, SettingsError, TransientFailure
 from gateway.maillog import MailLog
 from gateway.runtime import Service, Stop, die_with, serve, stop_on_signals
 from gateway.settings import Settings
@@ -38,8 +44,10 @@ __all__ = [
     "SERVICES",
     "Parts",
     "Store",
+    "admins",
     "build_suspects",
     "check_values",
+    "database_file",
     "mailboxes",
     "open_authenticator",
     "open_cage",
@@ -47,7 +55,10 @@ __all__ = [
     "open_store",
     "open_support",
     "open_templates",
+    "open_tokens",
     "open_who",
+    "operator",
+    "receipted",
     "relay_spec",
     "router",
     "start",
@@ -55,6 +66,7 @@ __all__ = [
 ]
 
 SERVICES = (*BUILDERS, "suspects")
+_BESIDE = {"alarms", "suspects"}  # what every process does beside its services, and what it may need
 _MAKE_SUSPECTS = {"ingest", "photos", "send", "suspects"}
 
 
@@ -78,23 +90,42 @@ async def _serve(settings: Settings, names: Sequence[str], extra: Service | None
     log = MailLog()
     check_values(settings)
     stop = Stop()
-    await refuse_to_strand(settings)
     with stop_on_signals(stop):
         async with AsyncExitStack() as stack:
-            services = await _build(settings, names, log, stack)
+            services = await _build_or_tell(settings, names, log, stack)
             if extra is not None:
                 services["demo"] = extra
             log.service("gateway", "serving", services=" ".join(names), pid=os.getpid())
             code = await serve(services, grace_seconds=settings.limits.grace, stop=stop)
+            if code == 0:
+                await say_goodbye(settings)
         log.service("gateway", "stopped", code=code)
     return code
 
 
+async def _build_or_tell(
+    settings: Settings, names: Sequence[str], log: MailLog, stack: AsyncExitStack
+) -> dict[str, Service]:
+    """Builds the services; that queue or store are away is told to the admins before the process ends."""
+    from gateway.watch.alarms.watch import tell_of_no_start
+
+    try:
+        await refuse_to_strand(settings)
+        return await _build(settings, names, log, stack)
+    except TransientFailure as fault:
+        with suppress(OSError, TimeoutError):  # a disk that cannot even take the book: the fault itself says so
+            await tell_of_no_start(fault, *alarm_book(settings, log), log)
+        raise
+
+
 async def _build(settings: Settings, names: Sequence[str], log: MailLog, stack: AsyncExitStack) -> dict[str, Service]:
     parts = Parts(settings, log)
-    services = {name: await BUILDERS[name](parts, stack) for name in names if name != "suspects"}
+    wanted = [name for name in names if name not in _BESIDE]
+    services = {name: await BUILDERS[name](parts, stack) for name in wanted}
     if set(names) == {"suspects"}:
         services["suspects"] = await build_suspects(parts, stack)
     elif _MAKE_SUSPECTS & set(names):
         services["suspects"] = await build_keeper(parts, stack)
+    if set(names) != {"suspects"}:  # whose dying is what it is for
+        services["alarms"] = await BUILDERS["alarms"](parts, stack)
     return services

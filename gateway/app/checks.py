@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import blobs_folder, ladder, mailboxes, relay_spec, resolver, router
+from gateway.app.making import (
+    admin_of,
+    is_loopback,
+    ladder,
+    mailboxes,
+    notice_delays,
+    our_names,
+    relay_spec,
+    resolver,
+    router,
+)
 from gateway.client import open_broker, sqlite_path
 from gateway.errors import Problem, SettingsError
 from gateway.settings import Settings
 
+if TYPE_CHECKING:
+    from gateway.store.access import Access
+
 
 def check_values(settings: Settings) -> None:
-    """Finds what only the parts themselves can judge: ladder, relay URLs, mailboxes, engine URLs."""
+    """Finds what only the parts themselves can judge: ladder, URLs of relays, admins and engines, mailboxes."""
     problems: list[Problem] = []
     checks: list[tuple[str, Callable[[], Any]]] = [
         ("retry_ladder", lambda: ladder(settings)),
+        ("notices.delays", lambda: notice_delays(settings)),
         ("mailboxes", lambda: mailboxes(settings)),
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
-        ("blobs_url", lambda: blobs_folder(settings)),
+        ("blobs_url", lambda: _check_blobs(settings.blobs_url)),
         ("queue_url", lambda: sqlite_path(settings.queue_url)),
-        ("database_url", lambda: sqlite_path(settings.database_url, "database_url")),
+        ("database_url", lambda: database_file(settings)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
         ("dns_servers", lambda: resolver(settings)),
         ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
+        ("trusted_hosts", lambda: our_names(settings)),
         ("limits.room", lambda: _check_room(settings)),
     ]
     checks += [(f"relays[{i}].url", functools.partial(relay_spec, item)) for i, item in enumerate(settings.relays)]
+    checks += [(f"admins[{i}]", functools.partial(admin_of, i, item)) for i, item in enumerate(settings.admins)]
     for key, check in checks:
         try:
             check()
@@ -38,21 +54,18 @@ def check_values(settings: Settings) -> None:
             problems += error.problems
         except ValueError as error:
             problems.append(Problem(key, str(error)))
-    if not _is_loopback(settings.web_listen):
-        text = "listening beyond loopback needs a user, which this version does not have yet"
-        problems.append(Problem("web_listen", f"{settings.web_listen}: {text}"))
     if settings.templates_dir is not None and not settings.templates_dir.is_dir():
         problems.append(Problem("templates_dir", f"{settings.templates_dir} is not a folder"))
     if problems:
         raise SettingsError(problems)
 
 
-def _is_loopback(listen: str) -> bool:
-    host = listen.rpartition(":")[0].strip("[]").lower()
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+async def refuse_open_house(settings: Settings, access: Access) -> None:
+    """Raises SettingsError where others than this machine's people would find a house without a user."""
+    if is_loopback(settings.web_listen) or await access.is_entered():
+        return
+    text = "listening beyond loopback needs a user: gateway users add NAME, or gateway users invite NAME for a link"
+    raise SettingsError([Problem("web_listen", f"{settings.web_listen}: {text}")])
 
 
 def _mailbox(text: str) -> str:
@@ -72,6 +85,20 @@ def _check_authserv_id(text: str) -> None:
         raise ValueError(f"{text!r} is not a name like mx.example.org")
 
 
+def _check_blobs(url: str) -> None:
+    from gateway.store.blobs import IN_DATABASE, open_own_blob_store
+
+    if url != IN_DATABASE:
+        open_own_blob_store(url)
+
+
+def database_file(settings: Settings) -> Path | None:
+    """The file of the store, None where a server has it."""
+    from gateway.store.database import file_of
+
+    return file_of(settings.database_url)
+
+
 def _check_room(settings: Settings) -> None:
     if settings.limits.room < settings.limits.mail_bytes:
         raise ValueError(f"is less than one mail may have (limits.mail_bytes, {settings.limits.mail_bytes})")
@@ -88,7 +115,7 @@ async def refuse_to_strand(settings: Settings) -> None:
             problems.append(
                 Problem("queue_url", f"{old_queue} still holds {left} tickets; set it back and let them finish")
             )
-    if old_store.exists() and sqlite_path(settings.database_url, "database_url") != old_store:
+    if old_store.exists() and database_file(settings) != old_store:
         text = f"{old_store} holds a ledger; set it back, or move the file to where database_url points"
         problems.append(Problem("database_url", text))
     if problems:

@@ -5,19 +5,20 @@ Promise: an `open_*` closes what it opened, and a value that only the part itsel
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from gateway.client import open_broker
-from gateway.errors import Problem, SettingsError
+from gateway.errors import GatewayError, PermanentFailure, Problem, SettingsError
+from gateway.mail.addresses import parse_address
 from gateway.maillog import MailLog
-from gateway.runtime import utc_now
-from gateway.settings import Settings
+from gateway.runtime import in_thread, utc_now
+from gateway.settings import AdminTable, Settings, shown_service
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
@@ -26,19 +27,34 @@ if TYPE_CHECKING:
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
     from gateway.inbound.who import WhoMayWrite
+    from gateway.mail.links import StatusLinks
+    from gateway.mail.loop_guard import LoopGuard
     from gateway.mail.tokens import Tokens
+    from gateway.notices.writer import NoticeWriter
+    from gateway.outbound.compose import Rendered
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
     from gateway.queue.ladder import Ladder
-    from gateway.store.blobs import FileBlobStore
+    from gateway.queue.receipts import Receipted
+    from gateway.store.access import Access
+    from gateway.store.blobs import BlobStore
     from gateway.store.confirmations import Confirmations
     from gateway.store.database import Database
+    from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.ledger_mark import LedgerMark
+    from gateway.store.lists import Lists
     from gateway.store.mails import Mails
+    from gateway.store.outage import OutageLedger
     from gateway.store.people import PeopleStore
     from gateway.store.people_file import PeopleFile
+    from gateway.watch.alarms.book import Admin, AlarmBook
+    from gateway.watch.alarms.sending import Postman
+    from gateway.watch.operator import Operator
+    from gateway.web.provenance import OurNames
 
+GOODBYE_SECONDS = 5.0
 _PACKAGE = Path(__file__).parent.parent
 _READ_PRELOAD = ("gateway.mail.parse.fallback", "gateway.inbound.authenticate.signature_job")
 SHIPPED_TEMPLATES = (_PACKAGE / "shipped_templates", _PACKAGE.parent / "templates")
@@ -49,11 +65,15 @@ class Store:
     """The open store: the database with the verbs that speak to it, and the blobs."""
 
     database: Database
-    blobs: FileBlobStore
+    blobs: BlobStore
     ledger: DatabaseLedger
     mails: Mails
     people: PeopleStore
     confirmations: Confirmations
+    lists: Lists
+    access: Access
+    decisions: Decisions
+    mark: LedgerMark
 
 
 def relay_spec(table: Any) -> Any:
@@ -62,6 +82,53 @@ def relay_spec(table: Any) -> Any:
     return parse_relay_url(
         table.url, weight=table.weight, streams=tuple(table.streams), sender_domains=tuple(table.sender_domains)
     )
+
+
+def admin_of(number: int, table: AdminTable) -> Admin:
+    """One admin of the settings; raises ValueError for a URL or a topic there is not."""
+    from gateway.watch.alarms.book import Admin
+    from gateway.watch.alarms.conditions import TOPICS
+    from gateway.watch.alarms.sending import check_url
+
+    service = shown_service(table.url)
+    try:
+        check_url(table.url)
+    except ValueError as error:
+        raise ValueError(f"{service} {error}") from None
+    unknown = set(table.topics) - set(TOPICS)
+    if unknown:
+        raise ValueError(f"{service} has no topic {sorted(unknown)[0]!r}; there are {', '.join(TOPICS)}")
+    return Admin(
+        place=f"admins[{number}]",
+        service=service,
+        url=table.url,
+        from_severity=table.from_severity,
+        topics=frozenset(table.topics),
+    )
+
+
+def admins(settings: Settings) -> list[Admin]:
+    """Whom alarms reach."""
+    return [admin_of(number, table) for number, table in enumerate(settings.admins)]
+
+
+def alarm_book(settings: Settings, log: MailLog) -> tuple[AlarmBook, Postman]:
+    """The host's alarm book as this process uses it, and who tells what stands in it."""
+    from gateway.watch.alarms.book import AlarmBook, process_name
+    from gateway.watch.alarms.sending import Postman
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    book = AlarmBook(settings.data_dir, admins(settings), process=process_name())
+    return book, Postman(book, settings.data_dir, hostname=settings.hostname, log=log)
+
+
+async def say_goodbye(settings: Settings) -> None:
+    """This process ends because it was asked to: nobody need take it for dead."""
+    from gateway.watch.alarms.book import AlarmBook, process_name
+
+    book = AlarmBook(settings.data_dir, (), process=process_name())
+    with suppress(TimeoutError):  # the disk hangs: then we are taken for dead
+        await in_thread(book.leave, seconds=GOODBYE_SECONDS)
 
 
 def ladder(settings: Settings) -> Ladder:
@@ -82,8 +149,16 @@ def router(settings: Settings, support: Support | None = None, who: WhoMayWrite 
     return Router(routes, domains=settings.domains, refusals=refusals, guard=who)
 
 
+def our_names(settings: Settings) -> OurNames:
+    """The names that lead to the web service, and the proxies it believes."""
+    from gateway.web.provenance import OurNames, parse_networks
+
+    trusted = parse_networks(settings.trusted_hosts)
+    return OurNames(names=frozenset({settings.hostname.lower()}), public_url=settings.public_url, trusted=trusted)
+
+
 def open_tokens(settings: Settings, *, is_look: bool = False) -> Tokens:
-    """The keys of signed addresses and links, made at the first start; a look keeps what it makes."""
+    """What signs our addresses and links, its keys made at the first start; a look keeps what it makes."""
     from gateway.mail.tokens import Tokens
     from gateway.store.key_file import new_key, read_keys
 
@@ -95,7 +170,7 @@ def open_tokens(settings: Settings, *, is_look: bool = False) -> Tokens:
 
 
 def open_support(settings: Settings, *, is_look: bool = False) -> Support:
-    """The mailbox `support` with the keys of its reply addresses."""
+    """The mailbox `support` with the keys of its reply addresses; a look keeps what it makes."""
     from gateway.inbound.mailboxes.support import Support
 
     return Support(open_tokens(settings, is_look=is_look))
@@ -129,6 +204,82 @@ def open_authenticator(settings: Settings, cage: Cage) -> Authenticator:
     return Authenticator(resolver(settings), cage, trusted=trusted)
 
 
+def notice_delays(settings: Settings) -> list[float]:
+    """When the sender of a mail that waits is told, in seconds after it came; raises ValueError."""
+    from gateway.queue.ladder import duration_seconds
+
+    return sorted(duration_seconds(word) for word in settings.notices.delays.split())
+
+
+def loop_guard(settings: Settings) -> LoopGuard:
+    """Who may be told what became of his mail: nobody, as soon as a door listens beyond this host."""
+    from gateway.mail.addresses import Address
+    from gateway.mail.loop_guard import LoopGuard
+
+    routes = router(settings)
+    ours = Address(mailbox=parse_address(settings.mail_from).mailbox).key
+
+    def is_own_address(mailbox: str) -> bool:
+        if Address(mailbox=mailbox).key == ours:
+            return True
+        try:
+            routes.route(mailbox)
+        except PermanentFailure:
+            return False
+        return True
+
+    doors = (settings.smtp_listen, settings.lmtp_listen)
+    return LoopGuard(
+        hostnames=frozenset({settings.hostname.lower(), ours.rpartition("@")[2]}),
+        is_own_address=is_own_address,
+        doors_are_local=all(door.startswith("unix:") or is_loopback(door) for door in doors),
+    )
+
+
+def open_outage(settings: Settings) -> OutageLedger:
+    from gateway.store.outage import OutageLedger
+
+    return OutageLedger(
+        settings.data_dir / "outage.db",
+        clock=utc_now,
+        delays=notice_delays(settings),
+        day_seconds=settings.notices.day,
+    )
+
+
+def status_links(settings: Settings) -> StatusLinks:
+    from gateway.mail.links import StatusLinks
+
+    return StatusLinks(tokens=open_tokens(settings), public_url=settings.public_url)
+
+
+def open_notice_writer(settings: Settings, templates: TemplateSet, cage: Cage) -> NoticeWriter:
+    from gateway.notices.words import House
+    from gateway.notices.writer import NoticeWriter
+    from gateway.outbound.render import fill
+
+    house = House(
+        hostname=settings.hostname,
+        postmaster=f"postmaster@{settings.domains[0]}",
+        links=status_links(settings),
+        language=settings.notices.language,
+    )
+
+    async def filled(template: str, params: dict[str, Any], locale: str) -> Rendered:
+        return await fill(template, params, locale, cage=cage, templates=templates)
+
+    return NoticeWriter(house, filled)
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether HOST:PORT can be reached from this host only."""
+    host = listen.rpartition(":")[0].strip("[]").lower()
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, Any]:
     """The mailbox behind each kind: shipped ones, or a plug-in named `package.module:Class`."""
     from importlib import import_module
@@ -155,13 +306,13 @@ def mailboxes(settings: Settings, support: Support | None = None) -> dict[str, A
     return found
 
 
-def open_intake(settings: Settings, broker: Broker, log: MailLog) -> Intake:
+def open_intake(settings: Settings, broker: Broker, blobs: BlobStore, log: MailLog) -> Intake:
     from gateway.inbound.intake import Intake, IntakeLimits
 
     return Intake(
         router(settings, open_support(settings), open_who(settings)),
         broker,
-        open_blobs(settings),
+        blobs,
         data_dir=settings.data_dir,
         min_free_bytes=settings.min_free_bytes,
         clock=utc_now,
@@ -176,48 +327,74 @@ def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     return open_broker(settings.queue_url)
 
 
-def blobs_folder(settings: Settings) -> Path:
-    if not settings.blobs_url.startswith("file:///"):
-        raise ValueError(f"{settings.blobs_url.split('://')[0]!r} is not file:///PATH, the store this version has")
-    return Path(unquote(settings.blobs_url.removeprefix("file://")))
+def receipted(broker: Broker) -> Receipted:
+    """The engine as the one who keeps receipts; raises GatewayError for one that does not."""
+    from gateway.queue.receipts import Receipted
 
-
-def open_blobs(settings: Settings) -> FileBlobStore:
-    from gateway.store.blobs import FileBlobStore
-
-    return FileBlobStore(blobs_folder(settings))
+    if not isinstance(broker, Receipted):
+        raise GatewayError(f"{type(broker).__name__} keeps no receipts")
+    return broker
 
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
+    from gateway.store.access import Access
+    from gateway.store.blobs import open_blob_store
     from gateway.store.confirmations import Confirmations
     from gateway.store.database import open_database
+    from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
+    from gateway.store.ledger_mark import LedgerMark
+    from gateway.store.lists import Lists
     from gateway.store.mails import Mails
     from gateway.store.people import PeopleStore
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    blobs = open_blobs(settings)
     database = await open_database(settings.database_url)
     try:
+        blobs = open_blob_store(settings.blobs_url, database)
+        mark = LedgerMark(settings.data_dir / "ledger.mark")
         ledger_ = DatabaseLedger(
             database,
             blobs=blobs,
-            clock=utc_now,
+            clock=database.clock,
             hostname=settings.hostname,
             unknown_wait_seconds=settings.unknown_wait,
             return_path=settings.mail_from,
+            mark=mark,
         )
-        mails = Mails(database, blobs, clock=utc_now, hostname=settings.hostname)
-        people = PeopleStore(database, people_file(settings), clock=utc_now)
-        days = settings.confirm_within / 86400
-        confirmations = Confirmations(database, clock=utc_now, hostname=settings.hostname, days=days)
+        mails = Mails(
+            database,
+            blobs,
+            clock=database.clock,
+            hostname=settings.hostname,
+            notice_delays=notice_delays(settings),
+        )
+        decisions = Decisions(database, clock=database.clock, hostname=settings.hostname)
         yield Store(
-            database=database, blobs=blobs, ledger=ledger_, mails=mails, people=people, confirmations=confirmations
+            database=database,
+            blobs=blobs,
+            ledger=ledger_,
+            mails=mails,
+            lists=Lists(database),
+            access=Access(database, clock=database.clock),
+            decisions=decisions,
+            mark=mark,
+            people=PeopleStore(database, people_file(settings), clock=database.clock),
+            confirmations=Confirmations(
+                database, clock=database.clock, hostname=settings.hostname, days=settings.confirm_within / 86400
+            ),
         )
     finally:
         await database.close()
+
+
+def operator(store: Store, broker: Broker, *, by: str) -> Operator:
+    """The desk at which one person acts on mails, emails and dead letters."""
+    from gateway.watch.operator import Operator
+
+    return Operator(mails=store.mails, ledger=store.ledger, decisions=store.decisions, broker=broker, by=by)
 
 
 def open_templates(settings: Settings) -> TemplateSet:

@@ -10,6 +10,7 @@ from gateway.app.making import (
     Store,
     open_cage,
     open_intake,
+    open_outage,
     open_photo_cage,
     open_pool,
     open_queue,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
     from gateway.queue.broker import Broker
+    from gateway.store.blobs import BlobStore
+    from gateway.store.outage import OutageLedger
+    from gateway.watch.alarms.facts import Eyes, Sources
 
 T = TypeVar("T")
 
@@ -39,18 +43,48 @@ class Parts:
         self.log = log
         self._open: dict[str, Any] = {}
 
+    def opened(self, name: str) -> Any:
+        """A part that somebody has opened, None while nobody has."""
+        return self._open.get(name)
+
     async def queue(self, stack: AsyncExitStack) -> Broker:
         return await self._once("queue", stack, lambda: open_queue(self.settings))
 
     async def store(self, stack: AsyncExitStack) -> Store:
-        return await self._once("store", stack, lambda: open_store(self.settings))
+        is_open = "store" in self._open
+        store = await self._once("store", stack, lambda: open_store(self.settings))
+        if not is_open:
+            await self._follow(store)
+        return store
+
+    async def _follow(self, store: Store) -> None:
+        """Goes on from where the ledger is; one that has gone back keeps what it calls open for a person to decide."""
+        from gateway.store.ledger_mark import hold_what_is_open, position_of, went_back
+
+        if await went_back(store.database, store.mark):
+            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            step = "a backup was restored: `gateway recover` lists what it held and lets it go on or cancels it"
+            self.log.service("ledger", "went-back", held=held, next_step=step)
+            # Only now: who dies before this line holds the rest at the next start.
+            store.mark.follow(await position_of(store.database), went_back=True)
+
+    async def outage(self, stack: AsyncExitStack) -> OutageLedger:
+        return await self._once("outage", stack, lambda: open_outage(self.settings))
 
     async def intake(self, stack: AsyncExitStack) -> Intake:
         broker = await self.queue(stack)
         if "intake" not in self._open:
-            self._open["intake"] = open_intake(self.settings, broker, self.log)
+            self._open["intake"] = open_intake(self.settings, broker, await self._blobs(stack), self.log)
         intake: Intake = self._open["intake"]
         return intake
+
+    async def _blobs(self, stack: AsyncExitStack) -> BlobStore:
+        """The blobs by themselves: a door works on while the database is away, unless the blobs are in it."""
+        from gateway.store.blobs import IN_DATABASE, open_own_blob_store
+
+        if self.settings.blobs_url == IN_DATABASE:
+            return (await self.store(stack)).blobs
+        return open_own_blob_store(self.settings.blobs_url)
 
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))
@@ -73,6 +107,36 @@ class Parts:
 
     async def pool(self, stack: AsyncExitStack) -> RelayPool:
         return await self._once("pool", stack, lambda: open_pool(self.settings, self.log))
+
+    def eyes(self) -> Eyes:
+        """What looks at this process; at each look it asks the parts that are open then."""
+        from gateway.watch.alarms.facts import Eyes
+
+        if "eyes" not in self._open:
+            self._open["eyes"] = Eyes(self.log, self._sources)
+        eyes: Eyes = self._open["eyes"]
+        return eyes
+
+    def metrics(self) -> Callable[[], tuple[bytes, str]]:
+        """What renders `GET /metrics`: the body and its content type."""
+        from gateway.watch.metrics import Metrics
+
+        eyes = self.eyes()
+        return Metrics(self.log, lambda: eyes.latest, self.settings.data_dir).render
+
+    def _sources(self) -> Sources:
+        from gateway.store.accounting import Accounting
+        from gateway.watch.alarms.facts import Sources
+
+        queue, store, pool = (self.opened(name) for name in ("queue", "store", "pool"))
+        return Sources(
+            depths=queue.depths if queue else None,
+            held=Accounting(store.database).held_faults if store else None,
+            relays=pool.health if pool else (),
+            data_dir=self.settings.data_dir,
+            min_free_bytes=self.settings.min_free_bytes,
+            old_seconds=self.settings.limits.oldest_ticket,
+        )
 
     async def _once(self, name: str, stack: AsyncExitStack, build: Callable[[], AbstractAsyncContextManager[T]]) -> T:
         if name not in self._open:

@@ -6,7 +6,16 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from gateway.app.making import listen_on, naming_the_key, open_who, router
+from gateway.app.checks import refuse_open_house
+from gateway.app.making import (
+    alarm_book,
+    listen_on,
+    naming_the_key,
+    open_notice_writer,
+    open_who,
+    receipted,
+    router,
+)
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
@@ -66,12 +75,18 @@ async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:
 
 
 async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.store.blob_collector import Collector
+    from gateway.watch.collect import collect
     from gateway.watch.sweeper import sweep
 
     broker, store = await parts.queue(stack), await parts.store(stack)
+    collector = Collector(store.database, store.blobs, clock=store.database.clock)
 
     async def service(stop: Stop) -> None:
-        await sweep(store.ledger, broker, stop=stop, clock=utc_now, log=parts.log)
+        receipts, clock = receipted(broker).receipts, store.database.clock
+        async with asyncio.TaskGroup() as both:
+            both.create_task(sweep(store.ledger, broker, stop=stop, clock=clock, log=parts.log, receipts=receipts))
+            both.create_task(collect(collector, broker, stop=stop, log=parts.log))
 
     return service
 
@@ -108,33 +123,66 @@ async def keep_people(people: PeopleStore, stop: Stop, log: MailLog) -> None:
             return
 
 
-async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
-    from gateway.store.migrations import current_version
-    from gateway.web.api import create_api, serve_api
+async def build_notices(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.notices.service import Teller
+    from gateway.store.notices import Notices
+    from gateway.watch.sweeper import reissue
 
     settings = parts.settings
     broker, store = await parts.queue(stack), await parts.store(stack)
-    listener = listen_on("web_listen", settings.web_listen)
-    stack.callback(listener.close)
-    client = await stack.enter_async_context(Client(broker=broker))
-    templates = parts.templates()
-
-    async def readiness() -> list[str]:
-        looks = {"queue": broker.depths(), "store": current_version(store.database)}
-        found = await asyncio.gather(*looks.values(), return_exceptions=True)
-        return [
-            f"{name}: {fault}" for name, fault in zip(looks, found, strict=True) if isinstance(fault, BaseException)
-        ]
-
-    api = create_api(
-        submit=client,
-        check=lambda email: list(templates.problems(email.template, email.params)) if email.template else [],
-        story=store.ledger.story,
-        readiness=readiness,
+    notices = Notices(
+        store.database,
+        store.blobs,
+        clock=store.database.clock,
+        hostname=settings.hostname,
+        day_seconds=settings.notices.day,
     )
 
+    async def issue(email_id: str) -> None:
+        await reissue(await store.ledger.recipients(email_id), store.ledger, broker)
+
+    teller = Teller(
+        database=store.database,
+        notices=notices,
+        outage=await parts.outage(stack),
+        writer=open_notice_writer(settings, parts.templates(), await parts.cage(stack)),
+        relay=await parts.pool(stack),
+        issue=issue,
+        log=parts.log,
+        clock=utc_now,
+    )
+    return teller.run
+
+
+async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
+    from gateway.app.web import open_web
+    from gateway.web.serve import serve_http
+
+    settings = parts.settings
+    await refuse_open_house(settings, (await parts.store(stack)).access)
+    listener = listen_on("web_listen", settings.web_listen)
+    stack.callback(listener.close)
+    web = await open_web(parts, stack)
+
     async def service(stop: Stop) -> None:
-        await serve_api(api, listener, stop, grace_seconds=settings.limits.grace)
+        await serve_http(web.app, listener, stop, grace_seconds=settings.limits.grace, on_stop=web.close)
+
+    return service
+
+
+async def build_alarms(parts: Parts, stack: AsyncExitStack) -> Service:
+    """Built last: it asks the queue, and of the rest what this process has opened for others."""
+    from gateway.watch.alarms.watch import watch
+
+    log, eyes = parts.log, parts.eyes()
+    is_alone = parts.opened("queue") is None
+    await parts.queue(stack)
+    if is_alone:
+        await parts.store(stack)
+    book, postman = alarm_book(parts.settings, log)
+
+    async def service(stop: Stop) -> None:
+        await watch(eyes.see, book, postman, stop=stop, log=log)
 
     return service
 
@@ -149,4 +197,6 @@ BUILDERS = {
     "web": build_web,
     "sweep": build_sweep,
     "people": build_people,
+    "notices": build_notices,
+    "alarms": build_alarms,
 }

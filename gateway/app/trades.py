@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gateway.app.making import ladder, mailboxes, open_authenticator, open_support, open_who, router
+from gateway.app.making import ladder, loop_guard, mailboxes, open_authenticator, open_support, open_who, router
 from gateway.app.parts import Parts
 from gateway.runtime import Service, Stop, utc_now
 
@@ -48,7 +48,9 @@ async def ingest_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         publish=broker.publish,
         ladder=ladder(settings),
         log=parts.log,
-        clock=utc_now,
+        clock=store.database.clock,
+        judge=loop_guard(parts.settings).judge,
+        note_waiting=(await parts.outage(stack)).note_waiting,
         authenticate=open_authenticator(settings, cage).authenticate,
         who=open_who(settings),
         confirm=(await parts.confirm_desk(stack)).confirm,
@@ -72,7 +74,7 @@ async def post_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         cage=await parts.cage(stack),
         answer=broker.answer,
         log=parts.log,
-        clock=utc_now,
+        clock=store.database.clock,
     )
     return Trade(weights={POST_CREATE: 3}, handlers={POST_CREATE: desk.handle}, buries={}, concurrency=1)
 
@@ -84,7 +86,7 @@ async def photo_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
 
     settings, store = parts.settings, await parts.store(stack)
     render = RenderPhoto(
-        photos=Photos(store.database, clock=utc_now, hostname=settings.hostname),
+        photos=Photos(store.database, clock=store.database.clock, hostname=settings.hostname),
         blobs=store.blobs,
         cage=await parts.photo_cage(stack),
         log=parts.log,
@@ -112,7 +114,7 @@ async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         publish=broker.publish,
         answer=broker.answer,
         ladder=ladder(settings),
-        clock=utc_now,
+        clock=store.database.clock,
         log=parts.log,
         mail_from=settings.mail_from,
         claim_seconds=settings.limits.claim,

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from gateway.errors import PermanentFailure, TransientFailure
-from gateway.inbound.loops import TRACE_HEADER
 from gateway.inbound.replay import replay_tickets
 from gateway.inbound.router import Router, own_address
 from gateway.inbound.who import WhoMayWrite
 from gateway.mail.envelope import Envelope
+from gateway.mail.loop_guard import TRACE_HEADER
 from gateway.mail.tokens import Tokens
 from gateway.maillog import MailLog, told
 from gateway.queue.ticket import Ticket

@@ -1,6 +1,7 @@
 """Explain: what ingestion would make of a mail, in words: the same reading and the same decision, and nothing written.
 
-Limit: whether a mail is a copy of one delivered lately is known to the store only, so a duplicate is explained as delivered.
+Limits: whether a mail is a copy of one delivered lately is known to the store only, so a duplicate is explained as delivered;
+a refused mail is explained as failed, though it is held where its sender cannot be told.
 """
 
 from __future__ import annotations

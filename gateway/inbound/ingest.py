@@ -5,6 +5,8 @@ who must wait, a ticket of his own, and one for each photo to be rendered, publi
 Promises: idempotent (a recipient that has his disposition is left alone); each recipient commits alone; what cannot be
 parsed is held with its octets; a mailbox (or the store) that raises delays its own recipient by the ladder and ends as
 held, never silently; the same fault again and again while other mails pass is held at once (`inbound.faults`).
+Whether the sender may be told what becomes of it is judged here and kept with the mail; who cannot be told has his refused
+mail held.  While the store is away the mail is noted for the outage ledger, so that its sender can be told all the same.
 A ticket with the header `replay` works what waits for a person, too (`inbound.replay`).
 Faults of ours (StoreUnavailable, QueueUnavailable) are raised: the worker waits, the ladder is not climbed.
 A mail whose blob is missing or damaged climbs the ladder, too.  What ends as a dead letter is recorded `dead` before.
@@ -38,12 +40,13 @@ from gateway.inbound.photos import photo_ticket
 from gateway.inbound.replay import RELEASE, REPLAY, WAITS_FOR_A_PERSON
 from gateway.inbound.router import Router
 from gateway.inbound.who import WhoMayWrite
-from gateway.mail.disposition import Disposition
+from gateway.mail.disposition import GAVE_UP, SAME_FAULT, Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.fingerprint import content_key
 from gateway.mail.ids import canonical_uuid
+from gateway.mail.loop_guard import Judge, Telling, tell_nobody
 from gateway.mail.parse import Cage
-from gateway.maillog import MailLog
+from gateway.maillog import MailLog, told
 from gateway.queue.broker import Done
 from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
@@ -53,6 +56,8 @@ from gateway.runtime import Clock, failpoint
 from gateway.store.mails import Mails
 from gateway.store.posts import NewAttachment, NewPost
 
+_MAX_REASON = 500
+NoteWaiting = Callable[[Envelope, bytes, Telling], Awaitable[None]]
 Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
 Confirm = Callable[[str], Awaitable[str]]
 
@@ -69,6 +74,11 @@ class _Arrival:
     blob: str | None
     sha256: str
     size: int
+    telling: Telling | None = None
+
+
+async def note_nothing(envelope: Envelope, octets: bytes, telling: Telling) -> None:
+    """For a gateway without an outage ledger."""
 
 
 async def _confirm_nothing(confirmation_id: str) -> str:
@@ -103,11 +113,18 @@ class Ingest:
         authenticate: Authenticate = judge_nobody,
         who: WhoMayWrite | None = None,
         confirm: Confirm = _confirm_nothing,
+        judge: Judge = tell_nobody,
+        note_waiting: NoteWaiting = note_nothing,
         jitter: Callable[[], float] = random.random,
         turn_seconds: float = TURN_SECONDS,
     ) -> None:
-        """`confirm` releases what a request was about and says so; see `inbound.confirm`."""
+        """`judge` says who may be told; `note_waiting` hears of mail that cannot be recorded while the store is away.
+
+        `confirm` releases what a request was about and says so (`inbound.confirm`).
+        """
         self._jitter = jitter
+        self._judge = judge
+        self._note_waiting = note_waiting
         self._confirm = confirm
         self._turn_seconds = turn_seconds
         self._mails = mails
@@ -131,11 +148,27 @@ class Ingest:
         """Works one ticket; see the module for what it raises."""
         try:
             return await self._work(ticket)
+        except StoreUnavailable:
+            await self._note(ticket)
+            raise
         # Broad: whatever makes a dead letter of the ticket, its recipients must know before.
         except Exception as fault:
             if fault_wait_seconds(ticket, fault, self._ladder) is None:
                 await self.bury(ticket, f"{type(fault).__name__}: {fault}"[:500])
             raise
+
+    async def _note(self, ticket: Ticket) -> None:
+        """The store is away: whoever waits for this mail may have to be told without it."""
+        try:
+            envelope, blob = _envelope(ticket), ticket.headers.get("blob")
+            octets = await self._blobs.get(str(blob)) if blob else ticket.body
+            await self._note_waiting(envelope, octets, self._judge(envelope, octets, ""))
+        except (
+            PermanentFailure,
+            TransientFailure,
+            ValueError,
+        ) as fault:  # what raises it once more is on its way already
+            self._log.service("outage-ledger", "not-noted", mail=ticket.id, error=told(fault))
 
     async def bury(self, ticket: Ticket, reason: str) -> None:
         """Records that a ticket is dead: an operator's turn for every recipient that was still open."""
@@ -161,6 +194,9 @@ class Ingest:
             return Done()
         known = Authentication.from_json(await self._mails.authentication(arrival.envelope.mail_id))
         read = await self.decider.read(arrival.envelope, arrival.octets, known)
+        is_verified = read.authentication.verifies(arrival.envelope.mail_from)
+        telling = self._judge(arrival.envelope, arrival.octets, read.parsed.text, is_verified=is_verified)
+        arrival = replace(arrival, telling=telling)
         await self._record_received(arrival, subject=read.parsed.subject, authentication=read.authentication)
         tickets: list[Ticket] = []
         is_released = bool(ticket.headers.get(RELEASE))
@@ -189,6 +225,7 @@ class Ingest:
             subject=subject,
             content_key=key,
             authentication=None if authentication == NOT_JUDGED else authentication.to_json(),
+            telling=arrival.telling or self._judge(arrival.envelope, arrival.octets, ""),
         )
 
     async def _publish_tickets(self, tickets: list[Ticket], mail_id: str) -> None:
@@ -274,6 +311,10 @@ class Ingest:
             post = await self._keep(decision.outcome, decision, arrival.envelope)
             recorded = await self._mails.record_delivered(mail_id, rcpt_to, mailbox=mailbox, post=post, reason=reason)
             disposition, reason = recorded.disposition, recorded.reason
+        elif disposition is Disposition.FAILED and arrival.telling is not None and arrival.telling.untold:
+            # Who cannot be told must not lose a mail: a person decides.
+            await self._hold(mail_id, decision, f"{reason}; nobody can be told: {arrival.telling.untold}"[:_MAX_REASON])
+            return None
         elif disposition is Disposition.FAILED:
             reply = Reply(code=554, enhanced_status="5.7.1", text=reason)
             await self._mails.record_failed(mail_id, rcpt_to, mailbox=mailbox, reason=reason, reply=reply)
@@ -310,7 +351,7 @@ class Ingest:
             return None
         fault = Fault.after(arrival.ticket.headers, postpone.fingerprint, now)
         if postpone.fingerprint and self._passes.make_hopeless(fault, mail_id):
-            reason = f"failed the same way {fault.times} times while other mails passed: {postpone.reason}"
+            reason = f"{SAME_FAULT} {fault.times} times while other mails passed: {postpone.reason}"
             await self._hold(mail_id, decision, reason)
             self._log.mailbox_at_fault(
                 decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
@@ -318,7 +359,7 @@ class Ingest:
             return None
         delay_seconds = self._ladder.delay_seconds(attempt, jitter=self._jitter())
         if delay_seconds is None:
-            await self._hold(mail_id, decision, f"gave up after {attempt} attempts: {postpone.reason}")
+            await self._hold(mail_id, decision, f"{GAVE_UP} {attempt} attempts: {postpone.reason}")
             self._log.mailbox_at_fault(
                 decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
             )

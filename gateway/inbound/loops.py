@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator
 
 from gateway.inbound.router import recipient_key
+from gateway.mail.loop_guard import TRACE_HEADER
 
-TRACE_HEADER = "X-Gateway-Notice"
 _MAX_HEADER_BYTES = 100 * 1024
 _LINE = re.compile(
-    rb"^(received|delivered-to|x-gateway-notice)[ \t]*:[ \t]*([^\r\n]{0,320})", re.IGNORECASE | re.MULTILINE
+    rb"^(received|delivered-to|" + TRACE_HEADER.lower().encode() + rb")[ \t]*:[ \t]*([^\r\n]{0,320})",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 
@@ -32,7 +33,7 @@ def _marks(header: bytes) -> Iterator[tuple[str, str]]:
     between: list[str] = []
     for found in _LINE.finditer(header):
         name, value = found[1].lower(), found[2].decode("utf-8", "replace").strip(" \t<>")
-        if name == b"x-gateway-notice":
+        if name == TRACE_HEADER.lower().encode():
             yield "trace", value
         elif name == b"received":
             yield from (("delivered-to", address) for address in between)

@@ -1,7 +1,7 @@
 """Posts of apps: the handler of `post.create`, on the same record path as a mail's post.
 
 Order: checked, html sanitised and attachments typed in the cage, blobs put, recorded in one transaction, answered.
-Promises: idempotent by the post's id; a bad request is answered with every problem, and one that nobody waits for an
+Promises: idempotent by the post's id; a bad request is noted and answered with every problem, and one that nobody waits for an
 answer to is a dead letter with its reason, never silently gone.
 """
 
@@ -115,6 +115,7 @@ class PostDesk:
         self._log.post_rejected(_claimed_id(ticket), problems=text)
         if not ticket.reply_to:
             raise PermanentFailure(f"{status}: {text}")
+        await self._mails.record_post_rejected(_claimed_id(ticket), app=ticket.app, problems=problems)
         await self._respond(ticket, _claimed_id(ticket), status, problems)
         return Done()
 

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+# How the reasons begin of what is held for a fault of ours, by which it is found again.
+CANNOT_RENDER = "cannot be rendered"
+SAME_FAULT = "failed the same way"
+GAVE_UP = "gave up after"
+
 
 class Disposition(StrEnum):
     PENDING = "pending"

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Sequence
 
 KEY_BYTES = 32
+INVITATION = "invitation"
 _PROOF_BYTES = 10
 _SEAL_BYTES = 8
 _TOKEN = re.compile(r"[a-z2-7]{42}")

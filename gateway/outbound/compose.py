@@ -9,12 +9,9 @@ Limit: UTF-8 stands raw only in local parts that have no other form (RFC 6532); 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.header import decode_header
@@ -28,14 +25,18 @@ from urllib.parse import quote
 from gateway.contract.email_send import Attachment, SendEmail
 from gateway.errors import PermanentFailure
 from gateway.mail.addresses import Address, parse_address, wire_mailbox
+from gateway.mail.mime_writer import (
+    LINE,
+    MAX_LINE,
+    address_line,
+    base64_lines,
+    multipart,
+    neutral,
+    text_line,
+    text_part,
+)
 
 NO_RECIPIENTS_SHOWN = "undisclosed-recipients:;"
-_LINE = 76
-_MAX_LINE = 998
-_WORD_OCTETS = 39  # of text in one encoded word: 64 of the 75 characters allowed, so that "Subject: " fits before it
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")
-_PLAIN_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _PLAIN_FILENAME = re.compile(r"[A-Za-z0-9._+()@-]+(?: [A-Za-z0-9._+()@-]+)*")
 _MESSAGE_ID = re.compile(r"<[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.:\[\]-]+>")
 _PART_HEADERS = {"content-type", "content-transfer-encoding", "content-disposition", "content-id"}
@@ -73,14 +74,14 @@ def compose(
     if not _MESSAGE_ID.fullmatch(message_id):
         raise ValueError(f"{message_id!r} is not a Message-ID")
     stamp = Stamp(message_id=message_id, date=date, default_from=default_from)
-    head = [_address_line(name, addresses) for name, addresses in _addresses(request, stamp) if addresses]
+    head = [address_line(name, addresses) for name, addresses in _addresses(request, stamp) if addresses]
     if not request.to and not request.cc:
         head.insert(1, b"To: " + NO_RECIPIENTS_SHOWN.encode())
-    head.append(_text_line("Subject", _neutral(rendered.subject)))
+    head.append(text_line("Subject", neutral(rendered.subject)))
     head.append(b"Date: " + format_datetime(date).encode())
     head.append(b"Message-ID: " + message_id.encode())
     head.append(b"MIME-Version: 1.0")
-    head.extend(_text_line(name, _neutral(value)) for name, value in request.headers.items())
+    head.extend(text_line(name, neutral(value)) for name, value in request.headers.items())
     octets = b"\r\n".join(head) + b"\r\n" + _body(request, rendered, blobs, seed=message_id)
     verify(octets, request, rendered, stamp)
     return octets
@@ -98,107 +99,20 @@ def _addresses(request: SendEmail, stamp: Stamp) -> list[tuple[str, list[Address
     ]
 
 
-def _neutral(text: str) -> str:
-    """One line without control characters; what remains is data, however it looks."""
-    return _BREAKS.sub(" ", text.encode("utf-8", "replace").decode()).strip()
-
-
-def _text_line(name: str, value: str) -> bytes:
-    """An unstructured header: plain where plain is unambiguous, encoded words otherwise."""
-    if not value:
-        return f"{name}: ".encode()
-    words = value.split(" ")
-    if _PLAIN_TEXT.fullmatch(value) and "=?" not in value and max(map(len, words)) < _LINE - len(name) - 2:
-        return _folded(name, words)
-    return _folded(name, _encoded_words(value))
-
-
-def _address_line(name: str, addresses: Sequence[Address]) -> bytes:
-    words: list[str] = []
-    for position, address in enumerate(addresses):
-        mailbox = wire_mailbox(address.mailbox)
-        display = _neutral(address.name)
-        item = [*_phrase(display), f"<{mailbox}>"] if display else [mailbox]
-        if position < len(addresses) - 1:
-            item[-1] += ","
-        words.extend(item)
-    return _folded(name, words)
-
-
-def _phrase(name: str) -> list[str]:
-    """The display name as words that may stand on lines of their own."""
-    if "=?" not in name and len(name) <= _LINE - 10:
-        if _PLAIN_PHRASE.fullmatch(name):
-            return name.split(" ")
-        if _PLAIN_TEXT.fullmatch(name):
-            return ['"' + re.sub(r'(["\\])', r"\\\1", name) + '"']
-    return _encoded_words(name)
-
-
-def _encoded_words(text: str) -> list[str]:
-    """RFC 2047 encoded words in UTF-8, none over 75 characters, no character split between two."""
-    words, chunk = [], b""
-    for character in text:
-        octets = character.encode()
-        if len(chunk) + len(octets) > _WORD_OCTETS:
-            words.append(chunk)
-            chunk = b""
-        chunk += octets
-    return [f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in [*words, chunk]]
-
-
-def _folded(name: str, words: Iterable[str]) -> bytes:
-    """Joins words by spaces, breaking lines before a word that would pass column 76."""
-    line, lines = f"{name}:", []
-    for word in words:
-        if len(line) + 1 + len(word.encode()) > _LINE and line.strip():
-            lines.append(line)
-            line = ""
-        line += " " + word
-    return "\r\n".join([*lines, line]).encode()
-
-
 # Body
 
 
 def _body(request: SendEmail, rendered: Rendered, blobs: Mapping[str, bytes], *, seed: str) -> bytes:
-    parts = [_text_part("plain", rendered.text)]
+    parts = [text_part("plain", rendered.text)]
     if rendered.html:
-        parts.append(_text_part("html", rendered.html))
-    body = _multipart("alternative", parts, seed)
+        parts.append(text_part("html", rendered.html))
+    body = multipart("alternative", parts, seed)
     inline = [item for item in request.attachments if item.inline and rendered.html]
     if inline:
         kind = 'related; type="multipart/alternative"'
-        body = _multipart(kind, [body, *(_file_part(item, blobs) for item in inline)], seed)
+        body = multipart(kind, [body, *(_file_part(item, blobs) for item in inline)], seed)
     attached = [item for item in request.attachments if item not in inline]
-    return _multipart("mixed", [body, *(_file_part(item, blobs) for item in attached)], seed)
-
-
-def _multipart(kind: str, parts: Sequence[bytes], seed: str) -> bytes:
-    """Parts under a boundary that stands in none of them; a single part stays as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    number = 0
-    while True:
-        digest = hashlib.sha256(f"{seed} {kind} {number}".encode()).hexdigest()[:32]
-        boundary = f"=_{digest}".encode()
-        if not any(boundary in part for part in parts):
-            break
-        number += 1
-    head = b"Content-Type: multipart/" + kind.encode() + b';\r\n boundary="' + boundary + b'"\r\n\r\n'
-    return head + b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
-
-
-def _text_part(subtype: str, text: str) -> bytes:
-    clean = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
-    octets = clean.rstrip("\n").replace("\n", "\r\n").encode("utf-8", "replace") + b"\r\n"
-    charset = "us-ascii" if octets.isascii() else "utf-8"
-    quoted = re.sub(rb"(?m)^From ", b"=46rom ", binascii.b2a_qp(octets, istext=True))
-    encoding, coded = ("quoted-printable", quoted)
-    if len(quoted) > len(octets) * 5 // 3:
-        encoding, coded = ("base64", _base64(octets))
-    head = f'Content-Type: text/{subtype}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
-    return head.encode() + coded
+    return multipart("mixed", [body, *(_file_part(item, blobs) for item in attached)], seed)
 
 
 def _file_part(item: Attachment, blobs: Mapping[str, bytes]) -> bytes:
@@ -213,17 +127,17 @@ def _file_part(item: Attachment, blobs: Mapping[str, bytes]) -> bytes:
     ]
     if item.inline:
         lines.append(f"Content-ID: <{quote(item.filename, safe='@+')}>")
-    return "\r\n".join([*lines, "", ""]).encode() + _base64(octets)
+    return "\r\n".join([*lines, "", ""]).encode() + base64_lines(octets)
 
 
 def _filename_parameter(filename: str) -> str:
     """`filename=` where it is plain, otherwise RFC 2231: percent-encoded UTF-8, continued where it is long."""
-    if _PLAIN_FILENAME.fullmatch(filename) and len(filename) <= _LINE - 15:
+    if _PLAIN_FILENAME.fullmatch(filename) and len(filename) <= LINE - 15:
         return f'filename="{filename}"'
     segments, segment = [], ""
     for character in filename:
         coded = quote(character, safe="")
-        if len(segment) + len(coded) > _LINE - 25:
+        if len(segment) + len(coded) > LINE - 25:
             segments.append(segment)
             segment = ""
         segment += coded
@@ -238,12 +152,7 @@ def _name_parameter(filename: str) -> str:
     """An ASCII likeness in `name=`, for readers that know no RFC 2231."""
     ascii_name = unicodedata.normalize("NFKD", filename).encode("ascii", "ignore").decode()
     likeness = re.sub(r"[^A-Za-z0-9._+()@ -]", "_", ascii_name).strip() or "file"
-    return f'name="{likeness[-_LINE + 10 :].lstrip()}"'
-
-
-def _base64(octets: bytes) -> bytes:
-    coded = base64.b64encode(octets)
-    return b"\r\n".join(coded[start : start + _LINE] for start in range(0, len(coded), _LINE)) + b"\r\n"
+    return f'name="{likeness[-LINE + 10 :].lstrip()}"'
 
 
 # Reading back
@@ -253,7 +162,7 @@ def verify(octets: bytes, request: SendEmail, rendered: Rendered, stamp: Stamp) 
     """Reads the octets with another parser and compares; raises PermanentFailure where anything differs."""
     if not octets.count(b"\r\n") == octets.count(b"\r") == octets.count(b"\n") or b"\0" in octets:
         raise _unfaithful("line ends")
-    if max(map(len, octets.split(b"\r\n"))) > _MAX_LINE:
+    if max(map(len, octets.split(b"\r\n"))) > MAX_LINE:
         raise _unfaithful("line length")
     head = _HEADER_PARSER.parsebytes(octets[: octets.find(b"\r\n\r\n") + 4])
     expected = _expected(request, rendered, stamp)
@@ -266,7 +175,7 @@ def verify(octets: bytes, request: SendEmail, rendered: Rendered, stamp: Stamp) 
 
 def _expected(request: SendEmail, rendered: Rendered, stamp: Stamp) -> list[tuple[str, str]]:
     expected = [
-        (name, _shown((_neutral(address.name), wire_mailbox(address.mailbox)) for address in addresses))
+        (name, _shown((neutral(address.name), wire_mailbox(address.mailbox)) for address in addresses))
         for name, addresses in _addresses(request, stamp)
         if addresses
     ]
@@ -274,11 +183,11 @@ def _expected(request: SendEmail, rendered: Rendered, stamp: Stamp) -> list[tupl
         expected.append(("To", NO_RECIPIENTS_SHOWN))
     return [
         *expected,
-        ("Subject", _neutral(rendered.subject)),
+        ("Subject", neutral(rendered.subject)),
         ("Date", format_datetime(stamp.date)),
         ("Message-ID", stamp.message_id),
         ("MIME-Version", "1.0"),
-        *((name, _neutral(value)) for name, value in request.headers.items()),
+        *((name, neutral(value)) for name, value in request.headers.items()),
     ]
 
 

@@ -31,7 +31,7 @@ from gateway.errors import (
     StoreUnavailable,
     TransientFailure,
 )
-from gateway.mail.disposition import Disposition
+from gateway.mail.disposition import CANNOT_RENDER, Disposition
 from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
 from gateway.outbound.acceptance import AcceptanceDesk, Answer, NewerVersion
@@ -220,7 +220,7 @@ class Deliver:
                 blob_size=self._blobs.size,
             )
         except (JobFailed, PermanentFailure) as error:
-            await self._hold(email, f"cannot be rendered: {error}")
+            await self._hold(email, f"{CANNOT_RENDER}: {error}")
             return None
         stored = await self._ledger.record_rendered(email.id, octets, subject=_subject_of(octets))
         failpoint("deliver.rendered")

@@ -40,6 +40,7 @@ __all__ = [
     "OutcomeUnknown",
     "PausedRelay",
     "Refused",
+    "RelayHealth",
     "RelayLimits",
     "RelayPool",
     "RelayResult",
@@ -72,6 +73,16 @@ class PausedRelay:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayHealth:
+    """What this process knows of one relay; neither failing nor proven: it was not tried since the start."""
+
+    relay: str
+    is_failing: bool
+    is_proven: bool
+    why: str
+
+
 class _Transport(Protocol):
     async def transact(self, letter: Letter, before_dot: BeforeDot) -> Reply: ...
 
@@ -89,6 +100,7 @@ class _Lane:
         self.paused_until: datetime | None = None
         self.why = ""
         self.is_probed = False
+        self.is_proven = False
 
     def usable_at(self, now: datetime) -> datetime:
         if self.paused_until and self.paused_until > now:
@@ -142,6 +154,14 @@ class RelayPool:
             PausedRelay(relay=lane.spec.name, until=lane.paused_until, failures=lane.failures, why=lane.why)
             for lane in self._lanes
             if lane.paused_until and lane.paused_until > now
+        ]
+
+    @property
+    def health(self) -> list[RelayHealth]:
+        """Every relay as we know it: failing until something goes through again, proven once something has."""
+        return [
+            RelayHealth(relay=lane.spec.name, is_failing=lane.failures > 0, is_proven=lane.is_proven, why=lane.why)
+            for lane in self._lanes
         ]
 
     def usable_at(self, stream: str, mail_from: str) -> datetime:
@@ -248,6 +268,7 @@ class RelayPool:
         self._log.relay_paused(lane.spec.name, seconds=seconds, why=why)
 
     def _resume(self, lane: _Lane, pause: datetime | None) -> None:
+        lane.is_proven = True
         if not lane.failures or lane.paused_until is not pause:
             return  # an old connection's success proves nothing about a relay paused since
         lane.failures = 0

@@ -1,7 +1,8 @@
 """The template folders: what an email is made of, read from disk and handed to the cage as text.
 
 `<name>/` holds `subject.txt`, `body.txt`, perhaps `body.html`, `schema.json` and `sample.json`; `_layout/` what several share
-(`{% extends "_layout/base.html" %}`).  A locale chooses `body.de-AT.txt`, else `body.de.txt`, else `body.txt`, part by part.
+(`{% extends "_layout/base.html" %}`).  A locale chooses `body.de-AT.txt`, else `body.de.txt`, else `body.txt`, part by part,
+and so for whatever file a part imports: `{% import "words.txt" as words %}` brings the words of the email's locale.
 Folders given first win, so an operator's own template replaces a shipped one of the same name.
 Promises: an edited file holds from the next email on; nothing is compiled here (that is `typeset`, in the cage).
 """
@@ -9,6 +10,7 @@ Promises: an edited file holds from the next email on; nothing is compiled here 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +58,7 @@ class TemplateSet:
         if folder is None:
             raise TransientFailure(f"template {name} is gone")
         try:
-            files = self._layouts() | self._texts(folder, "")
+            files = self._layouts() | _in_locale(self._texts(folder, ""), locale)
         except OSError as error:
             raise TransientFailure(f"template {name} cannot be read: {error}") from error
         subject, text, html = (
@@ -112,6 +114,13 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise OSError(f"{path} is not UTF-8: {error.reason} at octet {error.start}") from None
+
+
+def _in_locale(files: dict[str, str], locale: str | None) -> dict[str, str]:
+    """The files, each plain name with the text that the locale chooses for it."""
+    plain = {name: re.fullmatch(r"([^.]+)(\.[a-z]+)", name) for name in files}
+    chosen = {name: _localised(f"{match[1]}{{}}{match[2]}", locale, files) for name, match in plain.items() if match}
+    return files | {name: files[best] for name, best in chosen.items()}
 
 
 def _localised(part: str, locale: str | None, files: dict[str, str]) -> str:

@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from gateway.errors import LeaseLost, QueueUnavailable, StorageFault
 from gateway.queue import sqlite_tables as tables
 from gateway.queue.broker import DeadTicket, Depth, Done, Event, Lease, Outcome
+from gateway.queue.receipts import Name, SqliteReceipts, promises_of
 from gateway.queue.shares import Shares
 from gateway.queue.sqlite_tables import Claim, Row, micros
 from gateway.queue.ticket import Ticket
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 POLL_SECONDS = 0.25
 MAX_REPLY_NAME = 200
+LOOK_ROWS = 20_000
 
 
 class SqliteBroker:
@@ -46,6 +48,7 @@ class SqliteBroker:
     def __init__(self, path: Path, *, clock: Clock = utc_now, reap_seconds: float = 2.0) -> None:
         """Every `reap_seconds` a consumer looks for leases whose time or holder is gone."""
         self._file = SqliteFile(path, prepare=tables.create_schema)
+        self.receipts = SqliteReceipts(self._file)
         self._life = _Life(path.with_name(path.name + ".lives"), of=path)
         self._clock = clock
         self._reap_seconds = reap_seconds
@@ -75,9 +78,8 @@ class SqliteBroker:
     async def publish(self, tickets: Sequence[Ticket]) -> None:
         now = micros(self._clock())
         rows = [tables.fields(ticket, now) for ticket in tickets]
-        await self._write(
-            partial(tables.insert, rows=rows), size=sum(len(body) for _, body in rows), place="queue.publishing"
-        )
+        work = partial(tables.keep, rows=rows, promises=promises_of(tickets), now=now)
+        await self._write(work, size=sum(len(body) for _, body in rows), place="queue.publishing")
         failpoint("queue.published")
 
     async def publish_events(self, events: Sequence[Event]) -> None:
@@ -140,6 +142,16 @@ class SqliteBroker:
 
     async def drop_dead(self, number: str) -> bool:
         return await self._write(partial(tables.drop_dead, number=number), rings=False)
+
+    async def still_queued(self, names: Set[Name]) -> set[Name]:
+        """Those of the (kind, id) that a ticket stands for now, wherever it lies: ready, leased, delayed, suspect or dead."""
+        found: set[Name] = set()
+        number, last = -1, 0
+        while last > number:
+            number = last
+            last, bite = await self._read(partial(tables.names_after, number=number, limit=LOOK_ROWS))
+            found |= names & set(bite)
+        return found
 
     async def _look_for(self, address: str) -> bytes | None:
         """The answer at a reply address, taken away; None while there is none, or none can be read."""

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from gateway.queue import receipt_table
 from gateway.queue.broker import DELIVERY_LIMIT, Dead, DeadTicket, Depth, Done, Event, Later, Outcome, Suspect
+from gateway.queue.receipt_table import Promise
+from gateway.queue.receipts import Name, dropped_of, kind_of
 from gateway.queue.ticket import (
     DEAD_CRASHED,
     DEAD_FAILED,
@@ -100,6 +103,7 @@ def _moment(micros: int) -> datetime:
 def create_schema(connection: Connection) -> None:
     for statement in _SCHEMA:
         connection.execute(statement)
+    receipt_table.create(connection)
 
 
 def fields(ticket: Ticket, now: int) -> Fields:
@@ -115,6 +119,12 @@ def insert(connection: Connection, rows: Iterable[Fields]) -> None:
     for row, body in rows:
         number = connection.execute(_INSERT, row).lastrowid
         connection.execute("INSERT INTO bodies (number, body) VALUES (?, ?)", (number, body))
+
+
+def keep(connection: Connection, rows: Iterable[Fields], promises: Iterable[Promise], now: int) -> None:
+    """Tickets and the receipts for them, together."""
+    insert(connection, rows)
+    receipt_table.keep(connection, promises, _moment(now))
 
 
 def insert_events(connection: Connection, events: Iterable[Event], now: int) -> None:
@@ -381,5 +391,20 @@ def retry_dead(connection: Connection, number: str, now: int) -> bool:
 
 
 def drop_dead(connection: Connection, number: str) -> bool:
-    statement = "DELETE FROM tickets WHERE number = ? AND died_in IS NOT NULL"
-    return connection.execute(statement, (_number(number),)).rowcount == 1
+    """What a person throws away is accounted for: its receipt says so."""
+    letter = dead_one(connection, number)
+    if letter is None:
+        return False
+    connection.execute("DELETE FROM tickets WHERE number = ?", (_number(number),))
+    promise = dropped_of(letter.ticket)
+    if promise is not None:
+        receipt_table.note_dropped(connection, promise)
+    return True
+
+
+def names_after(connection: Connection, number: int, limit: int) -> tuple[int, list[Name]]:
+    """What the tickets numbered above `number` stand for, as (kind, id), and the number of the last one looked at."""
+    statement = f"SELECT number, id, coalesce(died_in, {_HOME}) FROM tickets WHERE number > ? ORDER BY number LIMIT ?"
+    rows = connection.execute(statement, (number, limit)).fetchall()
+    found = [(kind, id) for _, id, home in rows if (kind := kind_of(home)) is not None]
+    return (rows[-1][0] if rows else number), found

@@ -3,27 +3,38 @@
 `put` returns when the octets are on disk under their name (written aside, fsynced, renamed, folders fsynced).  A put of
 what is there already renews its age, so that a collector never takes what somebody just relied on.
 Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
-Limits: octets pass through memory whole; the file store is for one machine.
+`old` and `discard` are the collector's (`store.blob_collector`): a discard beside a put of the same octets never loses them.
+Implementations: files here, `store.blobs_s3`, `store.blobs_database`; `open_blob_store` chooses by URL.
+Limits: octets pass through memory whole, except in `put_stream` to files; the file store is for one machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import functools
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
+from urllib.parse import unquote
 
-from gateway.errors import BlobDamaged, StoreUnavailable
+from gateway.errors import BlobDamaged, Problem, SettingsError, StoreUnavailable
 from gateway.runtime import failpoint
+
+if TYPE_CHECKING:
+    from gateway.store.database import Database
 
 T = TypeVar("T")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+IN_DATABASE = "database:"
 _UNFINISHED = "tmp"
+_TURN = "collector.turn"
 
 
 class BlobStore(Protocol):
@@ -31,6 +42,10 @@ class BlobStore(Protocol):
 
     async def put(self, octets: bytes) -> str:
         """Keeps the octets durably and returns their digest; raises StoreUnavailable."""
+        ...
+
+    async def put_stream(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        """As `put` for octets that come bit by bit; returns digest and size. What the chunks raise leaves nothing behind."""
         ...
 
     async def get(self, digest: str) -> bytes:
@@ -47,6 +62,14 @@ class BlobStore(Protocol):
         """How many octets there are, None where there is no such blob."""
         ...
 
+    def old(self, *, before: datetime) -> AsyncIterator[list[str]]:
+        """The digests that nobody put since `before`, some at a time."""
+        ...
+
+    async def discard(self, digest: str, *, before: datetime) -> bool:
+        """Deletes a blob unless somebody put it since `before`; True when it is gone for good."""
+        ...
+
 
 class FileBlobStore:
     """Blobs as files: `<folder>/<first two digits>/<64 digits>`."""
@@ -56,6 +79,24 @@ class FileBlobStore:
 
     async def put(self, octets: bytes) -> str:
         return await self._in_thread(lambda: self._put(octets))
+
+    async def put_stream(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        number, name = await self._in_thread(self._new_file)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with os.fdopen(number, "wb") as file:
+                async for chunk in chunks:
+                    digest.update(chunk)
+                    size += len(chunk)
+                    await self._in_thread(functools.partial(file.write, chunk))
+                await self._in_thread(lambda: _flush(file))
+            text = f"sha256:{digest.hexdigest()}"
+            await self._in_thread(lambda: self._take_in(name, self._path(text)))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+        return text, size
 
     async def get(self, digest: str) -> bytes:
         return await self._in_thread(lambda: self._get(digest))
@@ -76,50 +117,133 @@ class FileBlobStore:
             raise StoreUnavailable(f"blobs: {error}") from error
 
     def _path(self, digest: str) -> Path:
-        match = _DIGEST.fullmatch(digest)
-        if not match:
-            raise ValueError(f"{digest!r} is not a digest")
-        return self._folder / match[1][:2] / match[1]
+        bare = bare_digest(digest)
+        return self._folder / bare[:2] / bare
+
+    async def old(self, *, before: datetime) -> AsyncIterator[list[str]]:
+        for folder in await self._in_thread(lambda: sorted(self._folder.glob("[0-9a-f][0-9a-f]"))):
+            yield await self._in_thread(functools.partial(_old_in, folder, before.timestamp()))
+
+    async def discard(self, digest: str, *, before: datetime) -> bool:
+        return await self._in_thread(lambda: self._discard(self._path(digest), before.timestamp()))
 
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if _size(path) == len(octets) and path.read_bytes() == octets:  # one that rotted is written anew
-            os.utime(path)
+        if (
+            _size(path) == len(octets) and path.read_bytes() == octets and self._renewed(path)
+        ):  # a rotten one comes anew
             # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
             _sync_folder(path.parent)
             return digest
-        _make_folder(path.parent)
-        _make_folder(self._folder / _UNFINISHED)
-        self._write(path, octets)
-        return digest
-
-    def _write(self, path: Path, octets: bytes) -> None:
-        number, name = tempfile.mkstemp(dir=self._folder / _UNFINISHED)
+        number, name = self._new_file()
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(octets)
-                file.flush()
-                os.fsync(file.fileno())
-            failpoint("blobs.before_rename")
-            os.rename(name, path)
+                _flush(file)
+            self._take_in(name, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
             raise
+        return digest
+
+    def _new_file(self) -> tuple[int, str]:
+        _make_folder(self._folder / _UNFINISHED)
+        return tempfile.mkstemp(dir=self._folder / _UNFINISHED)
+
+    def _take_in(self, name: str, path: Path) -> None:
+        """Gives a finished file its name, in the place of one that is there already."""
+        _make_folder(path.parent)
+        failpoint("blobs.before_rename")
+        with self._turn(fcntl.LOCK_SH):
+            os.rename(name, path)
         _sync_folder(path.parent)
         failpoint("blobs.after_rename")
 
+    def _renewed(self, path: Path) -> bool:
+        """Renews a blob's age; False when the collector was quicker."""
+        with self._turn(fcntl.LOCK_SH), suppress(FileNotFoundError):
+            os.utime(path)
+            return True
+        return False
+
+    def _discard(self, path: Path, before: float) -> bool:
+        with self._turn(fcntl.LOCK_EX), suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
+                return True
+        return False
+
+    @contextmanager
+    def _turn(self, kind: int) -> Iterator[None]:
+        """Keeps the collector's look and deletion together, apart from who puts."""
+        number = os.open(self._folder / _TURN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            fcntl.flock(number, kind)
+            yield
+        finally:
+            os.close(number)
+
     def _get(self, digest: str) -> bytes:
-        octets = self._path(digest).read_bytes()
-        if digest_of(octets) != digest:
-            raise BlobDamaged(f"blobs: {digest} is damaged on disk")
-        return octets
+        return proved(self._path(digest).read_bytes(), digest)
+
+
+def open_blob_store(url: str, database: Database) -> BlobStore:
+    """The store a URL names: files, a bucket, or rows of the database; raises SettingsError."""
+    if url == IN_DATABASE:
+        from gateway.store.blobs_database import DatabaseBlobStore
+
+        return DatabaseBlobStore(database)
+    return open_own_blob_store(url)
+
+
+def open_own_blob_store(url: str) -> BlobStore:
+    """The store a URL names, which stands on its own; raises SettingsError."""
+    if url.startswith("s3://"):
+        from gateway.store.blobs_s3 import S3BlobStore
+
+        return S3BlobStore(url)
+    if url.startswith("file:///"):
+        return FileBlobStore(Path(unquote(url.removeprefix("file://"))))
+    text = f"{url.split(':')[0]!r} names no blob store: there are file:///PATH, s3://BUCKET/PREFIX and {IN_DATABASE}"
+    raise SettingsError([Problem("blobs_url", text)])
+
+
+async def gathered(chunks: AsyncIterator[bytes]) -> bytes:
+    """The octets of a stream, for a store that takes them whole."""
+    return b"".join([chunk async for chunk in chunks])
 
 
 def digest_of(octets: bytes) -> str:
     """The name of these octets."""
     return "sha256:" + hashlib.sha256(octets).hexdigest()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def bare_digest(digest: str) -> str:
+    """The 64 digits; raises ValueError for what is no digest and might name anything."""
+    match = _DIGEST.fullmatch(digest)
+    if not match:
+        raise ValueError(f"{digest!r} is not a digest")
+    return match[1]
+
+
+def proved(octets: bytes, digest: str) -> bytes:
+    """The octets, if they are what their name says; raises BlobDamaged."""
+    if digest_of(octets) != digest:
+        raise BlobDamaged(f"blobs: {digest} is damaged")
+    return octets
+
+
+def _old_in(folder: Path, before: float) -> list[str]:
+    with os.scandir(folder) as found:
+        names = [item.name for item in found if item.stat().st_mtime < before]
+    return [digest for name in sorted(names) if _DIGEST.fullmatch(digest := f"sha256:{name}")]
 
 
 def _size(path: Path) -> int | None:

@@ -1,16 +1,20 @@
 """The seam to the database: work is a plain function on a SQLAlchemy Core connection, run in one transaction.
 
-Every verb of the store is such work, so the same verbs run on SQLite today and on PostgreSQL later.
-Promises: `write` returns after a durable commit, or nothing of its work happened; a database that does not answer is
-StoreUnavailable, soon, and is used again as soon as it is back; errors of the work itself reach the caller as they are.
-Limits: work must fetch its results, may run again only if the caller says so, and never ends the transaction itself.
+Every verb of the store is such work, so the same verbs run on SQLite and on PostgreSQL (`store.postgresql`).
+Promises: `write` returns after a durable commit; a database that does not answer is StoreUnavailable, soon, and is used
+again as soon as it is back; errors of the work itself reach the caller as they are.  After any error nothing of the work
+happened, save that StoreUnavailable may hide a commit whose answer was lost.
+Limits: work must fetch its results and never ends the transaction itself; it may run more than once, each time on a
+transaction in which nothing of it happened yet, so all it does outside of its connection must bear that.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -19,7 +23,10 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from gateway.errors import Problem, SettingsError, StorageFault, StoreUnavailable
+from gateway.runtime import Stop, utc_now
 from gateway.sqlite_file import SqliteFile
+from gateway.store.postgresql_url import SCHEMES as POSTGRESQL_SCHEMES
+from gateway.store.postgresql_url import parse_postgresql_url
 
 if TYPE_CHECKING:
     from gateway.sqlite_file import Connection
@@ -34,6 +41,20 @@ class Bell(Protocol):
     """Wakes its waiter after commits; what was rung before the wait is not lost."""
 
     async def wait(self, timeout_seconds: float) -> bool: ...
+
+
+async def ring_or_stop(bell: Bell, stop: Stop, timeout_seconds: float) -> None:
+    """Waits for the next commit or the wish to stop, at most so long."""
+    ringing = asyncio.ensure_future(bell.wait(timeout_seconds))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((ringing, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (ringing, stopping):
+            task.cancel()
+        heard, _ = await asyncio.gather(ringing, stopping, return_exceptions=True)
+    if isinstance(heard, Exception):
+        raise heard
 
 
 class Database(Protocol):
@@ -52,6 +73,10 @@ class Database(Protocol):
 
     def bell(self) -> AbstractAsyncContextManager[Bell]:
         """A bell that rings after commits of any process."""
+        ...
+
+    def clock(self) -> datetime:
+        """The time that all processes on this database agree on: claims and due times are told by it."""
         ...
 
     async def close(self) -> None: ...
@@ -85,6 +110,9 @@ class SqliteDatabase:
             async with self._file.bell() as bell:
                 yield bell
 
+    def clock(self) -> datetime:
+        return utc_now()
+
     def _run(self, raw: Connection, work: Work[T]) -> T:
         try:
             return work(self._connection(raw))
@@ -115,16 +143,42 @@ class SqliteDatabase:
 
 async def open_database(url: str) -> Database:
     """Opens the database a URL names and brings its schema up to date; raises SettingsError or StoreUnavailable."""
-    from gateway.store.migrations import upgrade
+    from gateway.store.migrations import is_up_to_date, upgrade
 
-    database = SqliteDatabase(_sqlite_path(url))
-    await database.open()
+    database = await open_as_it_is(url)
     try:
-        await upgrade(database)
+        if not await is_up_to_date(database):
+            await upgrade(database)
     except BaseException:
         await database.close()
         raise
     return database
+
+
+async def open_as_it_is(url: str, *, patiently: bool = False) -> Database:
+    """Opens the database a URL names and leaves its schema alone; `patiently` lets one statement last an hour."""
+    path = file_of(url)
+    if path is not None:
+        file = SqliteDatabase(path)
+        await file.open()
+        return file
+    from gateway.store.postgresql import PATIENT, Limits, PostgresDatabase
+
+    server = PostgresDatabase(parse_postgresql_url(url), limits=PATIENT if patiently else Limits())
+    await server.open()
+    return server
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a sqlite:/// URL, None for a server's; raises SettingsError for a URL that names no database we have."""
+    scheme = urlsplit(url).scheme
+    if scheme in POSTGRESQL_SCHEMES:
+        parse_postgresql_url(url)
+        return None
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        return Path(unquote(url.removeprefix("sqlite:///")))
+    text = f"{scheme or 'this'} is not a database this version has; it has sqlite:///PATH and postgresql://…"
+    raise SettingsError([Problem("database_url", text)])
 
 
 def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, Any]) -> int:
@@ -138,17 +192,6 @@ def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, A
 
         statement = sqlite_insert(table).on_conflict_do_nothing()
     return sum(connection.execute(statement, row).rowcount for row in rows)
-
-
-def _sqlite_path(url: str) -> Path:
-    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
-        return Path(unquote(url.removeprefix("sqlite:///")))
-    scheme = urlsplit(url).scheme
-    if scheme in {"postgresql", "postgres"}:
-        text = "postgresql:// comes in a later version; this one has sqlite:///PATH"
-    else:
-        text = f"{scheme or 'this'} is not a database this version has; it has sqlite:///PATH"
-    raise SettingsError([Problem("database_url", text)])
 
 
 def _blames_the_file(error: sa.exc.DBAPIError) -> bool:

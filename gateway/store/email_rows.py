@@ -1,6 +1,6 @@
 """How the ledger's rows are read: as records for outbound work, as lines and stories for people.
 
-`store.emails` changes them; nothing here writes.
+`store.emails` changes them; nothing here writes.  What is read to be changed is read with `to_change` (see `store.locks`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.store import timeline
 from gateway.store.ledger import RecipientRecord
+from gateway.store.locks import for_change, for_work
 from gateway.store.schema import as_json, email_recipients, emails, rejections
 
 Row = sa.Row[Any]
@@ -25,21 +26,24 @@ ROWS = sa.select(
     emails.c.on_unknown,
     emails.c.send_at,
     emails.c.message_id,
+    emails.c.notify,
 ).join_from(email_recipients, emails, email_recipients.c.email_id == emails.c.id)
 
 _ROW = ROWS.where(
     email_recipients.c.email_id == sa.bindparam("email"), email_recipients.c.recipient == sa.bindparam("to")
 )
+_ROW_TO_CHANGE = for_change(_ROW, email_recipients)
 
 
-def rows_of(connection: sa.Connection, email_id: str) -> list[Row]:
+def rows_of(connection: sa.Connection, email_id: str, *, to_change: bool = False) -> list[Row]:
     """The recipients' rows of one email, in the envelope's order."""
     query = ROWS.where(email_recipients.c.email_id == email_id).order_by(email_recipients.c.position)
-    return list(connection.execute(query))
+    return list(connection.execute(for_change(query, email_recipients) if to_change else query))
 
 
-def row_of(connection: sa.Connection, email_id: str, recipient: str) -> Row:
-    row = connection.execute(_ROW, {"email": email_id, "to": recipient}).first()
+def row_of(connection: sa.Connection, email_id: str, recipient: str, *, to_change: bool = False) -> Row:
+    query = _ROW_TO_CHANGE if to_change else _ROW
+    row = connection.execute(query, {"email": email_id, "to": recipient}).first()
     if row is None:
         raise LookupError(f"no email {email_id} to {recipient}")
     return row
@@ -85,22 +89,28 @@ def overdue_rows(connection: sa.Connection, *, now: datetime, before: datetime, 
     return found
 
 
-def lost_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:
-    """Rows whose claim ran out after the final dot."""
+def lost_rows(connection: sa.Connection, *, now: datetime, limit: int, to_change: bool = False) -> list[Row]:
+    """Rows whose claim ran out after the final dot; to change them, only what nobody else has in hand."""
     table = email_recipients.c
     lost = (table.disposition == Disposition.SENDING, table.claim_until <= now, table.dot_sent_at.is_not(None))
-    return list(connection.execute(ROWS.where(*lost).limit(limit)))
+    return _fetched(connection, ROWS.where(*lost).limit(limit), to_change=to_change)
 
 
-def expired_rows(connection: sa.Connection, *, now: datetime, limit: int) -> list[Row]:
-    """Open, unclaimed rows past their time; an unknown one that waits for an operator is not ended by the clock."""
+def expired_rows(connection: sa.Connection, *, now: datetime, limit: int, to_change: bool = False) -> list[Row]:
+    """Open, unclaimed rows past their time, as `lost_rows`; an unknown one that waits for an operator does not expire."""
     table = email_recipients.c
     ends = sa.or_(
         table.disposition.in_((*WAITING, Disposition.HELD)),
         sa.and_(table.disposition == Disposition.UNKNOWN, table.next_attempt_at.is_not(None)),
         sa.and_(table.disposition == Disposition.SENDING, table.claim_until <= now, table.dot_sent_at.is_(None)),
     )
-    return list(connection.execute(ROWS.where(table.expires_at <= now, ends).limit(limit)))
+    return _fetched(connection, ROWS.where(table.expires_at <= now, ends).limit(limit), to_change=to_change)
+
+
+def _fetched(connection: sa.Connection, query: sa.Select[Any], *, to_change: bool) -> list[Row]:
+    found = connection.execute(for_work(query, email_recipients) if to_change else query)
+    # Everybody raises the sequences of several emails in this order, so that no two wait for each other.
+    return sorted(found, key=lambda row: (row.email_id, row.position))
 
 
 def reply_of(row: Row) -> Reply | None:
@@ -116,46 +126,14 @@ def record_of(row: Row) -> RecipientRecord:
     return RecipientRecord(disposition=Disposition(row.disposition), reply=reply_of(row), **values)
 
 
-def list_emails(
-    connection: sa.Connection,
-    *,
-    id: str | None = None,
-    recipient: str | None = None,
-    disposition: str | None = None,
-    template: str | None = None,
-    stream: str | None = None,
-    limit: int | None = None,
-) -> list[dict[str, Any]]:
-    """The newest `limit` (email, recipient) pairs, oldest first, ready for JSON; requests rejected stand among them.
-
-    `id` may be the beginning of one.
-    """
-    wanted = {
-        email_recipients.c.recipient: recipient,
-        email_recipients.c.disposition: disposition,
-        emails.c.template: template,
-        emails.c.stream: stream,
-    }
-    query = ROWS.add_columns(emails.c.template, emails.c.subject, emails.c.accepted_at)
-    query = query.where(*(column == value for column, value in wanted.items() if value is not None))
-    if id is not None:
-        query = query.where(emails.c.id.startswith(id, autoescape=True))
-    newest = (emails.c.accepted_at.desc(), emails.c.id.desc(), email_recipients.c.position.desc())
-    lines = [_line(row) for row in connection.execute(query.order_by(*newest).limit(limit))]
-    if disposition in (None, Disposition.REJECTED) and (recipient, template, stream) == (None, None, None):
-        lines += _rejected_lines(connection, id=id, limit=limit)
-    lines.reverse()
-    lines.sort(key=lambda line: str(line["accepted_at"]))
-    return lines if limit is None else lines[-limit:]
-
-
 def email_story(connection: sa.Connection, email_id: str) -> dict[str, Any] | None:
     """Everything about one email, or about the request that never became one, ready for JSON."""
     email = connection.execute(sa.select(emails).where(emails.c.id == email_id)).mappings().first()
     steps = timeline.story(connection, email_id)
     if email is None:
-        lines = _rejected_lines(connection, id=email_id, limit=None)
-        return lines[0] | {"timeline": steps} if lines else None
+        query = sa.select(rejections).where(rejections.c.request_id == email_id)
+        row = connection.execute(query.order_by(rejections.c.rejected_at.desc()).limit(1)).first()
+        return None if row is None else rejected_line(row) | {"timeline": steps}
     facts = as_json(email)
     for hidden in ("sequence", "content_hash"):
         del facts[hidden]
@@ -163,27 +141,15 @@ def email_story(connection: sa.Connection, email_id: str) -> dict[str, Any] | No
     return facts | {"recipients": told, "timeline": steps}
 
 
-def _line(row: Row) -> dict[str, Any]:
-    names = ("email_id", "recipient", "disposition", "reason", "template", "stream", "attempts", "copies", "relay")
-    more = ("message_id", "next_attempt_at", "accepted_at", "subject")
-    values = {name: getattr(row, name) for name in (*names, *more)}
-    reply = reply_of(row)
-    told = {"reply": str(reply) if reply else "", "enhanced_status": row.reply_enhanced}
-    return {"id": values.pop("email_id")} | as_json(values) | told
-
-
-def _rejected_lines(connection: sa.Connection, *, id: str | None, limit: int | None) -> list[dict[str, Any]]:
-    query = sa.select(rejections).order_by(rejections.c.rejected_at.desc()).limit(limit)
-    if id is not None:
-        query = query.where(rejections.c.request_id.startswith(id, autoescape=True))
+def rejected_line(row: Row) -> dict[str, Any]:
+    """What is told of a request that never became an email, in the form of the list of emails."""
     empty = dict.fromkeys(("recipient", "template", "stream", "relay", "message_id", "subject", "reply"), "")
-    return [
+    return (
         {"id": row.request_id}
         | empty
         | {"disposition": str(Disposition.REJECTED), "reason": row.reason, "attempts": 0, "copies": 0}
-        | {"next_attempt_at": None, "accepted_at": row.rejected_at.isoformat(), "enhanced_status": ""}
-        for row in connection.execute(query)
-    ]
+        | {"next_attempt_at": None, "accepted_at": row.rejected_at.isoformat(), "enhanced_status": "", "app": row.app}
+    )
 
 
 def _recipient_told(row: Row) -> dict[str, Any]:

@@ -4,17 +4,16 @@ Journal of one attempt: `claim` → `record_dot_sent` → relayed, delayed, fail
 that may have reached somebody: raised with `record_dot_sent`, taken back when the relay then says no.
 Promises: each verb is one transaction of row, timeline and event; a verb with a Claim changes the row only while that
 claim holds, else ClaimLost; a claim that ran out after the dot becomes `unknown`, never a silent second copy.
-Limits: `serial_key` is kept but not yet obeyed; time is this machine's clock, taken inside the transaction.
+Limits: `serial_key` is kept but not yet obeyed; time is the clock it is given (the database's), taken in the transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,23 +21,43 @@ import sqlalchemy as sa
 
 from gateway.contract.email_send import SendEmail, parse_send_email
 from gateway.contract.events import EventType
-from gateway.errors import ClaimLost, Problem
+from gateway.errors import ClaimLost, Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.runtime import Clock
 from gateway.store import email_rows as rows
+from gateway.store import notice_plans
+from gateway.store.accepting import RENDERED, REQUEST, NewEmail, insert_email
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
-from gateway.store.schema import MAX_ROW_BYTES, as_json, email_octets, email_recipients, emails, rejections
+from gateway.store.ledger_mark import LedgerMark
+from gateway.store.refused import insert_rejection
+from gateway.store.schema import (
+    MAX_ROW_BYTES,
+    as_json,
+    email_octets,
+    email_recipients,
+    emails,
+    rejections,
+)
 
 LIFETIME_SECONDS = 7 * 86400.0
 UNKNOWN_WAIT_SECONDS = 900.0
-_REQUEST, _RENDERED = "request", "rendered"
 _PARSED_ASIDE_BYTES = 64 * 1024
-_MAX_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """What happens to an email's recipients that are in one of `from_`; with a `ticket_id` only to those it works."""
+
+    step: str
+    from_: Sequence[Disposition]
+    event: EventType | None = None
+    ticket_id: str | None = None
+    by: str = ""
 
 
 class DatabaseLedger:
@@ -54,8 +73,12 @@ class DatabaseLedger:
         return_path: str = "",
         unknown_wait_seconds: float = UNKNOWN_WAIT_SECONDS,
         lifetime_seconds: float = LIFETIME_SECONDS,
+        mark: LedgerMark | None = None,
     ) -> None:
-        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds."""
+        """`return_path` is the envelope sender that new emails get; `lifetime_seconds` ends what never succeeds.
+
+        `mark` is where each dot is noted outside of the database.
+        """
         self._database = database
         self._blobs = blobs
         self._journal = Journal(database, clock=clock, hostname=hostname)
@@ -63,6 +86,7 @@ class DatabaseLedger:
         self._return_path = return_path
         self._unknown_wait = timedelta(seconds=unknown_wait_seconds)
         self._lifetime = timedelta(seconds=lifetime_seconds)
+        self._mark = mark
 
     # accepting
 
@@ -71,38 +95,26 @@ class DatabaseLedger:
     ) -> Acceptance:
         """Inserts the email and a row per recipient, due at once or at `send_at`; a known id changes nothing."""
         body = request.to_json()
-        kept = await self._kept(body)
+        kept = {REQUEST: await self._kept(body)}
         facts = {"app": app, "content_hash": content_hash, "stream": stream, "message_id": message_id}
+        facts |= {"return_path": self._return_path}
 
         def work(connection: sa.Connection, now: datetime) -> Acceptance:
-            values = self._email_values(request, now) | facts
-            if not insert_absent(connection, emails, values):
-                return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
-            connection.execute(sa.insert(email_octets), kept | {"email_id": request.id, "kind": _REQUEST})
-            connection.execute(sa.insert(email_recipients), _recipient_values(request, values, now, ticket_id))
-            data = {
-                "app": app,
-                "recipients": request.recipients(),
-                "stream": stream,
-                "template": request.template or "",
-            }
-            data |= as_json({"message_id": message_id, "send_at": request.send_at, "expires_at": values["expires_at"]})
-            fact = Fact(subject=request.id, step="accepted", event="email.accepted", data=data)
-            self._journal.note(connection, now, fact)
-            return Acceptance.ACCEPTED
+            latest = max(now, request.send_at or now) + self._lifetime
+            expires_at = min(request.expires_at or latest, latest)
+            new = NewEmail(request=request, facts=facts, expires_at=expires_at, ticket_id=ticket_id, kept=kept)
+            if insert_email(connection, self._journal, now, new):
+                return Acceptance.ACCEPTED
+            return _known_or_conflict(connection, request.id, app=app, content_hash=content_hash)
 
         return await self._journal.record("accepted", work, size=len(body))
 
     async def record_rejected(self, request_id: str, *, app: str, problems: Sequence[Problem]) -> None:
         """Notes a request that was never accepted; the same rejection again changes nothing."""
-        told = [{"path": item.path, "message": item.message[:_MAX_REASON_CHARACTERS]} for item in problems]
-        fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-        reason = "; ".join(map(str, problems))[:_MAX_REASON_CHARACTERS]
-        key = {"request_id": request_id, "app": app, "fingerprint": fingerprint}
 
         def work(connection: sa.Connection, now: datetime) -> None:
-            values = key | {"reason": reason, "problems": told, "rejected_at": now}
-            if not insert_absent(connection, rejections, values):
+            told = insert_rejection(connection, now, request_id=request_id, app=app, problems=problems)
+            if told is None:
                 return
             data = {"app": app, "errors": [_without_params(item) for item in told]}
             fact = Fact(subject=request_id, step="rejected", event="email.rejected", data=data)
@@ -123,12 +135,12 @@ class DatabaseLedger:
         row, parts = found
         if row is None:
             return None
-        body = await self._octets(parts[_REQUEST])
+        body = await self._octets(parts[REQUEST])
         parse = asyncio.to_thread(parse_send_email, body) if len(body) > _PARSED_ASIDE_BYTES else None
         names = ("id", "app", "stream", "accepted_at", "expires_at", "send_at", "message_id", "return_path")
         return EmailRecord(
             request=parse_send_email(body) if parse is None else await parse,
-            octets=await self._octets(parts[_RENDERED]) if _RENDERED in parts else None,
+            octets=await self._octets(parts[RENDERED]) if RENDERED in parts else None,
             **{name: getattr(row, name) for name in names},
         )
 
@@ -142,12 +154,12 @@ class DatabaseLedger:
         kept = await self._kept(octets)
 
         def work(connection: sa.Connection, now: datetime) -> Row:
-            if insert_absent(connection, email_octets, kept | {"email_id": email_id, "kind": _RENDERED}):
+            if insert_absent(connection, email_octets, kept | {"email_id": email_id, "kind": RENDERED}):
                 if subject:
                     connection.execute(sa.update(emails).where(emails.c.id == email_id).values(subject=subject))
                 data = {"size": len(octets), "sha256": hashlib.sha256(octets).hexdigest()}
                 self._journal.note(connection, now, Fact(subject=email_id, step="rendered", data=data))
-            return connection.execute(_octets_query(email_id).where(email_octets.c.kind == _RENDERED)).one()
+            return connection.execute(_octets_query(email_id).where(email_octets.c.kind == RENDERED)).one()
 
         return await self._octets(await self._journal.record("rendered", work, size=len(octets)))
 
@@ -160,7 +172,7 @@ class DatabaseLedger:
         lifetime = timedelta(seconds=lifetime_seconds)
 
         def work(connection: sa.Connection, now: datetime) -> Claim | RecipientRecord:
-            row = rows.row_of(connection, email_id, recipient)
+            row = rows.row_of(connection, email_id, recipient, to_change=True)
             if rows.is_lost_after_dot(row, now):
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
             elif rows.is_due(row, now) and row.expires_at <= now:
@@ -182,11 +194,16 @@ class DatabaseLedger:
     async def record_dot_sent(self, claim: Claim) -> None:
         """Journals that the final dot goes out next: from here on the recipient may have a copy."""
 
-        def work(connection: sa.Connection, now: datetime) -> None:
+        def work(connection: sa.Connection, now: datetime) -> int:
             _change_claimed(connection, claim, {"dot_sent_at": now, "copies": claim.copy, "updated_at": now})
-            self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
+            return self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
 
-        await self._journal.record("dot_sent", work)
+        number = await self._journal.record("dot_sent", work)
+        if self._mark is not None:
+            try:
+                self._mark.note(number)
+            except OSError as error:
+                raise StoreUnavailable(f"the ledger's mark cannot be written: {error}") from error
 
     async def record_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> None:
         outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "", **_reply_values(reply)}
@@ -201,7 +218,7 @@ class DatabaseLedger:
         """The relay's yes came after the claim was gone: heals a row that is open and not claimed anew, else False."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            row = rows.row_of(connection, claim.email_id, claim.recipient)
+            row = rows.row_of(connection, claim.email_id, claim.recipient, to_change=True)
             if row.disposition not in _HEALS and row.claim_token != claim.token:
                 return False
             outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "late", **_reply_values(reply)}
@@ -268,7 +285,7 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> bool:
             mine = [
                 row
-                for row in rows.rows_of(connection, email_id)
+                for row in rows.rows_of(connection, email_id, to_change=True)
                 if recipient in (None, row.recipient) and row.ticket_id == ticket_id and rows.is_worked(row)
             ]
             for row in mine:
@@ -287,7 +304,8 @@ class DatabaseLedger:
             disposition = row.disposition if row.disposition == Disposition.UNKNOWN else Disposition.HELD
             return {"disposition": disposition, "reason": reason}
 
-        return await self._each("held", email_id, (*rows.WAITING, Disposition.UNKNOWN), held, "email.held")
+        from_ = (*rows.WAITING, Disposition.UNKNOWN)
+        return await self._each(email_id, _Change(step="held", from_=from_, event="email.held"), held)
 
     async def record_dead(self, email_id: str, *, reason: str, ticket_id: str | None = None) -> int:
         """Leaves open, unclaimed recipients to an operator; an unknown one stays unknown and is not resent."""
@@ -297,22 +315,32 @@ class DatabaseLedger:
             return {"disposition": disposition, "reason": reason}
 
         from_ = (*rows.WAITING, Disposition.UNKNOWN)
-        return await self._each("dead", email_id, from_, dead, "email.dead", ticket_id=ticket_id)
+        work = _Change(step="dead", from_=from_, event="email.dead", ticket_id=ticket_id)
+        return await self._each(email_id, work, dead)
 
     async def revive(self, email_id: str, *, ticket_id: str) -> int:
         """An operator put the dead letter back: its recipients are pending and due. Returns how many."""
         now = self._clock()
         revived = {"disposition": Disposition.PENDING, "reason": "retried", "next_attempt_at": now}
-        dead = (Disposition.DEAD,)
-        return await self._each("revived", email_id, dead, lambda row: revived, None, ticket_id=ticket_id)
+        work = _Change(step="revived", from_=(Disposition.DEAD,), ticket_id=ticket_id)
+        return await self._each(email_id, work, lambda row: revived)
 
-    async def cancel(self, email_id: str, *, reason: str = "cancelled by an operator") -> int:
-        """Ends every open, unclaimed recipient; returns how many."""
-        stopped = (*rows.WAITING, *_STOPPED)
+    async def cancel(
+        self,
+        email_id: str,
+        *,
+        by: str = "",
+        only: Iterable[Disposition] | None = None,
+        ticket_id: str | None = None,
+    ) -> int:
+        """Ends every open, unclaimed recipient (or those in `only`, or of one ticket); returns how many."""
+        from_ = (*rows.WAITING, *_STOPPED) if only is None else tuple(only)
+        reason = f"cancelled by {by or 'an operator'}"
         cancelled = {"disposition": Disposition.CANCELLED, "reason": reason}
-        return await self._each("cancelled", email_id, stopped, lambda row: cancelled, "email.cancelled")
+        work = _Change(step="cancelled", from_=from_, event="email.cancelled", ticket_id=ticket_id, by=by)
+        return await self._each(email_id, work, lambda row: cancelled)
 
-    async def release(self, email_id: str) -> int:
+    async def release(self, email_id: str, *, by: str = "") -> int:
         """Lets what is held, dead or unknown go on, not before `send_at`; the sweeper gives it a ticket."""
         now = self._clock()
 
@@ -322,7 +350,7 @@ class DatabaseLedger:
             due = max(now, row.send_at or now)
             return {"disposition": disposition, "reason": "released", "ticket_id": "", "next_attempt_at": due}
 
-        return await self._each("released", email_id, _STOPPED, released, None)
+        return await self._each(email_id, _Change(step="released", from_=_STOPPED, by=by), released)
 
     # sweeping
 
@@ -330,10 +358,10 @@ class DatabaseLedger:
         """Ends open rows past their time and turns claims that ran out after the dot into `unknown`."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
-            lost = rows.lost_rows(connection, now=now, limit=limit)
+            lost = rows.lost_rows(connection, now=now, limit=limit, to_change=True)
             for row in lost:
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
-            expired = rows.expired_rows(connection, now=now, limit=limit)
+            expired = rows.expired_rows(connection, now=now, limit=limit, to_change=True)
             for row in expired:
                 self._expire(connection, now, row)
             return len(lost) + len(expired)
@@ -359,7 +387,7 @@ class DatabaseLedger:
         """Names a new current ticket for a row that is as it was in `row`; it counts as due from now on."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            current = rows.row_of(connection, row.email_id, row.recipient)
+            current = rows.row_of(connection, row.email_id, row.recipient, to_change=True)
             if rows.record_of(current) != row:
                 return False
             due = max(now, current.next_attempt_at or now)
@@ -373,10 +401,6 @@ class DatabaseLedger:
         return await self._journal.record("reissued", work)
 
     # looking
-
-    async def list_emails(self, **filters: Any) -> list[dict[str, Any]]:
-        """One line per (email, recipient), oldest first; filters as in `email_rows.list_emails`."""
-        return await self._database.read(lambda connection: rows.list_emails(connection, **filters))
 
     async def story(self, email_id: str) -> dict[str, Any] | None:
         """Everything about one email, ready for JSON."""
@@ -393,21 +417,6 @@ class DatabaseLedger:
     async def _octets(self, row: Row) -> bytes:
         octets: bytes = row.octets if row.blob is None else await self._blobs.get(row.blob)
         return octets
-
-    def _email_values(self, request: SendEmail, now: datetime) -> dict[str, Any]:
-        latest = max(now, request.send_at or now) + self._lifetime
-        return {
-            "id": request.id,
-            "template": request.template or "",
-            "subject": request.subject or "",
-            "on_unknown": request.on_unknown,
-            "serial_key": request.serial_key,
-            "reply_to": next((address.mailbox for address in request.addresses("reply_to")), ""),
-            "return_path": self._return_path,
-            "accepted_at": now,
-            "send_at": request.send_at,
-            "expires_at": min(request.expires_at or latest, latest),
-        }
 
     def _take(self, connection: sa.Connection, now: datetime, row: Row, *, ticket_id: str, until: datetime) -> Claim:
         token = secrets.token_hex(16)
@@ -433,34 +442,22 @@ class DatabaseLedger:
         self._change(connection, row, _ended(now) | {"disposition": Disposition.EXPIRED, "reason": reason})
         self._tell(connection, now, rows.row_of(connection, row.email_id, row.recipient), "email.expired")
 
-    async def _each(
-        self,
-        step: str,
-        email_id: str,
-        from_: Iterable[Disposition],
-        values: Callable[[Row], dict[str, Any]],
-        event: EventType | None,
-        *,
-        ticket_id: str | None = None,
-    ) -> int:
-        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many.
-
-        With a `ticket_id` only those whose current ticket it is.
-        """
+    async def _each(self, email_id: str, change: _Change, values: Callable[[Row], dict[str, Any]]) -> int:
+        """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
             found = [
                 row
-                for row in rows.rows_of(connection, email_id)
-                if _is_one_of(row, from_, now) and ticket_id in (None, row.ticket_id)
+                for row in rows.rows_of(connection, email_id, to_change=True)
+                if _is_one_of(row, change.from_, now) and change.ticket_id in (None, row.ticket_id)
             ]
             for row in found:
                 self._change(connection, row, _ended(now) | values(row))
                 changed = rows.row_of(connection, email_id, row.recipient)
-                self._tell(connection, now, changed, event, step=step)
+                self._tell(connection, now, changed, change.event, step=change.step, by=change.by)
             return len(found)
 
-        return await self._journal.record(step, work)
+        return await self._journal.record(change.step, work)
 
     def _change(self, connection: sa.Connection, row: Row, values: dict[str, Any]) -> None:
         """Compare-and-set: raises ClaimLost when the row is not what it was when it was read."""
@@ -474,10 +471,9 @@ class DatabaseLedger:
         if connection.execute(sa.update(email_recipients).where(*same).values(values)).rowcount != 1:
             raise ClaimLost(f"{row.email_id} to {row.recipient} changed meanwhile")
 
-    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> None:
-        self._journal.note(
-            connection, now, Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
-        )
+    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> int:
+        fact = Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
+        return self._journal.note(connection, now, fact)
 
     def _tell(
         self,
@@ -487,6 +483,7 @@ class DatabaseLedger:
         event: EventType | None,
         *,
         step: str = "",
+        by: str = "",
     ) -> None:
         """Notes what a row became, as a line of the timeline and, where there is one for it, as an event."""
         fact = Fact(
@@ -494,9 +491,11 @@ class DatabaseLedger:
             step=step or row.disposition,
             recipient=row.recipient,
             event=event,
-            data=_outcome_data(row),
+            data=_outcome_data(row) | ({"by": by} if by else {}),
         )
         self._journal.note(connection, now, fact)
+        if event is not None:
+            notice_plans.plan_for_requesters(connection, now, row, event)
 
 
 _HEALS = (Disposition.UNKNOWN, Disposition.DELAYED, Disposition.HELD)
@@ -565,24 +564,6 @@ def _is_one_of(row: Row, dispositions: Iterable[Disposition], now: datetime) -> 
     if row.disposition == Disposition.SENDING:
         return Disposition.PENDING in dispositions and rows.is_abandoned(row, now)
     return row.disposition in dispositions
-
-
-def _recipient_values(request: SendEmail, email: dict[str, Any], now: datetime, ticket_id: str) -> list[dict[str, Any]]:
-    """A row per recipient; one that waits for `send_at` has no ticket until then."""
-    waits = request.send_at is not None and request.send_at > now
-    common = {
-        "email_id": request.id,
-        "disposition": Disposition.PENDING,
-        "reason": "waits for send_at" if waits else "",
-        "next_attempt_at": request.send_at if waits else now,
-        "expires_at": email["expires_at"],
-        "ticket_id": "" if waits else ticket_id,
-        "updated_at": now,
-    }
-    return [
-        common | {"recipient": recipient, "position": position}
-        for position, recipient in enumerate(request.recipients())
-    ]
 
 
 def _known_or_conflict(connection: sa.Connection, email_id: str, *, app: str, content_hash: str) -> Acceptance:

@@ -31,12 +31,16 @@ _RAISE_SEQUENCE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """Something that became true of a subject; `event` names the event that tells it, if others hear of it."""
+    """Something that became true of a subject; `event` names the event that tells it, if others hear of it.
+
+    `kind` says what the subject is where the event's name does not: mail, email or post.
+    """
 
     subject: str
     step: str
     recipient: str = ""
     event: EventType | None = None
+    kind: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -60,11 +64,12 @@ class Journal:
         failpoint(f"store.{name}.after")
         return result
 
-    def note(self, connection: sa.Connection, now: datetime, fact: Fact) -> None:
-        """Writes the timeline line of a fact, and its event with the subject's next sequence number."""
-        timeline.append(connection, fact.subject, fact.step, at=now, recipient=fact.recipient, data=fact.data)
+    def note(self, connection: sa.Connection, now: datetime, fact: Fact) -> int:
+        """Writes the timeline line of a fact, and its event with the subject's next sequence number; returns the line's."""
+        number = timeline.append(connection, fact.subject, fact.step, at=now, recipient=fact.recipient, data=fact.data)
         if fact.event is not None:
             self.announce(connection, now, fact, sequence=_next_sequence(connection, fact))
+        return number
 
     def announce(self, connection: sa.Connection, now: datetime, fact: Fact, *, sequence: int) -> None:
         """Puts the event of a fact into the outbox."""
@@ -83,5 +88,5 @@ class Journal:
 
 def _next_sequence(connection: sa.Connection, fact: Fact) -> int:
     assert fact.event is not None
-    statement = _RAISE_SEQUENCE[fact.event.partition(".")[0]]
+    statement = _RAISE_SEQUENCE[fact.kind or fact.event.partition(".")[0]]
     return int(connection.execute(statement, {"the_id": fact.subject}).scalar_one())

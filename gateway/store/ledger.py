@@ -6,7 +6,7 @@ Promises:
   * every verb is one transaction: row, timeline line and outbox event together, or nothing;
   * every verb that takes a Claim says `WHERE claim_token = ?` and raises ClaimLost when no row changed;
   * a claim whose time ran out is free again; one that ran out after `dot_sent` is `unknown`, never silently resent.
-Implementations: `store.emails.DatabaseLedger`; later the outage ledger.
+Implementation: `store.emails.DatabaseLedger`; `store.outage` journals the few notices that are sent without it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 A mail's row and its pending deliveries are inserted if absent: the same mail id again is a redelivery and no record.  Each
 delivery then ends alone: `record_delivered` writes delivery, post, attachments and both events together.
+What its sender hears of an end that was not the hoped-for one is planned in the same transaction (`notice_plans`).
 Promises: a delivery once final is never changed, so that every verb may be called again after a crash; the octets are
 kept exactly as received (up to 256 KiB in a row, beyond that in the blob store).
 """
@@ -16,19 +17,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.contract.events import EventType
-from gateway.errors import StoreUnavailable
+from gateway.errors import Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
+from gateway.mail.loop_guard import Telling
 from gateway.mail.secret_address import redacted
 from gateway.mail.threads import ThreadClues
 from gateway.reply import Reply
 from gateway.runtime import Clock
-from gateway.store import photos, posts, timeline
+from gateway.store import notice_plans, photos, posts, refused, timeline
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance
+from gateway.store.locks import for_change, hold_name
+from gateway.store.notice_plans import Stage, Tidings
 from gateway.store.posts import NewPost
 from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, emails, mail_octets, mails
 
@@ -40,6 +44,8 @@ _EVENTS: dict[Disposition, EventType] = {
     Disposition.DEAD: "mail.dead",
     Disposition.DUPLICATE: "mail.duplicate",
 }
+_STAGES = {Disposition.FAILED: Stage.FAILED, Disposition.HELD: Stage.HELD, Disposition.DEAD: Stage.HELD}
+_REFUSED_TOLD = 50
 _REOPENED = (Disposition.HELD, Disposition.FAILED, Disposition.DEAD)
 
 
@@ -80,11 +86,21 @@ class StoredMail:
 
 
 class Mails:
-    """The verbs of inbound work, and the lists."""
+    """The verbs of inbound work, and the stories."""
 
-    def __init__(self, database: Database, blobs: BlobStore, *, clock: Clock, hostname: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        *,
+        clock: Clock,
+        hostname: str,
+        notice_delays: Sequence[float] = notice_plans.DEFAULT_DELAYS,
+    ) -> None:
+        """`notice_delays`: after so many seconds the sender of a mail that still waits is told."""
         self._database = database
         self._blobs = blobs
+        self._notice_delays = tuple(notice_delays)
         self._journal = Journal(database, clock=clock, hostname=hostname)
 
     async def record_received(
@@ -97,10 +113,12 @@ class Mails:
         subject: str = "",
         content_key: str = "",
         authentication: Mapping[str, Any] | None = None,
+        telling: Telling | None = None,
     ) -> bool:
         """Keeps a mail and a pending delivery per recipient; True when the mail was new.
 
-        `content_key` is what a copy of the mail shares (`mail.fingerprint`); '' = nothing is a copy of it.
+        `content_key` is what a copy of the mail shares (`mail.fingerprint`); '' = nothing is a copy of it.  `telling` says
+        whether its sender may be told what becomes of it; without it nobody is.
 
         `octets_or_blob` is the octets, or the digest of the blob they are in.  A further ticket of the same mail adds its
         recipients; a subject learnt later fills an empty one, what was found out of the sender replaces what was.
@@ -113,6 +131,7 @@ class Mails:
         def work(connection: sa.Connection, now: datetime) -> bool:
             facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now, "content_key": content_key}
             facts |= {"authentication": dict(authentication)} if authentication else {}
+            facts |= _telling_values(telling)
             is_new = _insert_mail(connection, envelope, facts, kept)
             added = _insert_deliveries(connection, envelope, now)
             if added:
@@ -166,6 +185,17 @@ class Mails:
             return Acceptance.ACCEPTED
 
         return await self._journal.record("posted", work, size=len(post.text) + len(post.html or ""))
+
+    async def record_post_rejected(self, post_id: str, *, app: str, problems: Sequence[Problem]) -> None:
+        """Notes a post that was never made; the same rejection again changes nothing."""
+
+        def work(connection: sa.Connection, now: datetime) -> None:
+            told = refused.insert_rejection(connection, now, request_id=post_id, app=app, problems=problems)
+            if told is not None:
+                fact = Fact(subject=post_id, step="rejected", data={"app": app, "errors": told})
+                self._journal.note(connection, now, fact)
+
+        await self._journal.record("post_rejected", work)
 
     async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str, *, person_id: str = "") -> bool:
         """The mail waits for a person; False where that (or something final) was recorded already.
@@ -228,6 +258,8 @@ class Mails:
             _update(connection, row, now, disposition=Disposition.PENDING, **kept)
             fact = Fact(subject=mail_id, step="deferred", recipient=redacted(rcpt_to), data=as_json(facts))
             self._journal.note(connection, now, fact)
+            told = Tidings(mail_id=mail_id, rcpt_to=rcpt_to, stage=Stage.DELAYED, facts={"again": attempts > 1})
+            notice_plans.plan_delays(connection, self._journal, now, told, self._notice_delays)
             return True
 
         return await self._journal.record("mail_deferred", work)
@@ -275,43 +307,19 @@ class Mails:
 
         return await self._database.read(work)
 
-    async def list_mails(
-        self,
-        *,
-        id: str | None = None,
-        mail_from: str | None = None,
-        rcpt_to: str | None = None,
-        mailbox: str | None = None,
-        disposition: str | None = None,
-        limit: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """The newest `limit` (mail, recipient) pairs, oldest first, ready for JSON; `id` may be the beginning of one."""
-        query = _LIST if id is None else _LIST.where(mails.c.id.startswith(id, autoescape=True))
-        wanted = {
-            mails.c.mail_from: mail_from,
-            deliveries.c.rcpt_to: rcpt_to,
-            deliveries.c.mailbox: mailbox,
-            deliveries.c.disposition: disposition,
-        }
-        query = query.where(*(column == value for column, value in wanted.items() if value is not None)).limit(limit)
-        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [as_json(row) | {"rcpt_to": redacted(row["rcpt_to"])} for row in reversed(rows)]
-
     async def story(self, mail_id: str) -> dict[str, Any] | None:
         """Everything about one mail, ready for JSON."""
         return await self._database.read(lambda connection: _story(connection, mail_id))
 
-    async def list_posts(
-        self, *, id: str | None = None, mailbox: str | None = None, limit: int | None = None
-    ) -> list[dict[str, Any]]:
-        """The newest `limit` posts, oldest first, ready for JSON."""
-        return await self._database.read(
-            lambda connection: posts.list_posts(connection, id=id, mailbox=mailbox, limit=limit)
-        )
-
     async def post(self, post_id: str) -> dict[str, Any] | None:
         """One post with its attachments, ready for JSON."""
         return await self._database.read(lambda connection: posts.post(connection, post_id))
+
+    async def attachment(self, attachment_id: str, *, rendition: str = "") -> posts.FoundAttachment | None:
+        """Where the octets of an attachment are, or with `rendition` those of the picture of that kind made of it."""
+        return await self._database.read(
+            lambda connection: posts.find_attachment(connection, attachment_id, rendition=rendition)
+        )
 
     async def post_story(self, post_id: str) -> dict[str, Any] | None:
         """One post and its timeline, ready for JSON."""
@@ -368,9 +376,20 @@ class Mails:
                 subject=mail_id, step=disposition, recipient=redacted(rcpt_to), event=_EVENTS[disposition], data=data
             )
             self._journal.note(connection, now, fact)
+            self._tell_sender(connection, now, row, disposition, reason)
             return True
 
         return await self._journal.record(f"mail_{disposition}", work)
+
+    def _tell_sender(
+        self, connection: sa.Connection, now: datetime, row: DeliveryRecord, disposition: Disposition, reason: str
+    ) -> None:
+        """Plans what the sender hears of an end that was not the hoped-for one; why it is held is our own affair."""
+        stage = _STAGES.get(disposition)
+        if stage is not None:
+            facts = {"because": reason} if stage is Stage.FAILED else {}
+            told = Tidings(mail_id=row.mail_id, rcpt_to=row.rcpt_to, stage=stage, facts=facts)
+            notice_plans.plan(connection, self._journal, now, told)
 
     def _record_duplicate(
         self, connection: sa.Connection, now: datetime, row: DeliveryRecord, original: sa.RowMapping, *, mailbox: str
@@ -403,6 +422,11 @@ class Mails:
         )
         self._journal.note(connection, now, delivered)
         self._note_created(connection, now, post, post_id, mail_id=row.mail_id, rcpt_to=row.rcpt_to)
+        refused = [{"filename": item.filename, "reason": item.refusal} for item in post.attachments if item.refusal]
+        if refused:
+            facts = {"refused": refused[:_REFUSED_TOLD], "refused_count": len(refused)}
+            part = Tidings(mail_id=row.mail_id, rcpt_to=row.rcpt_to, stage=Stage.PARTIAL, facts=facts)
+            notice_plans.plan(connection, self._journal, now, part)
 
     def _note_created(
         self,
@@ -420,26 +444,6 @@ class Mails:
 
 
 _STORED = sa.select(mails, mail_octets.c.octets, mail_octets.c.blob).join_from(mails, mail_octets)
-_LIST = (
-    sa.select(
-        mails.c.id,
-        mails.c.received_at,
-        mails.c.mail_from,
-        deliveries.c.rcpt_to,
-        deliveries.c.mailbox,
-        deliveries.c.disposition,
-        deliveries.c.reason,
-        mails.c.sha256,
-        mails.c.size,
-        mails.c.subject,
-        deliveries.c.post_id,
-        deliveries.c.duplicate_of,
-        deliveries.c.attempts,
-        deliveries.c.next_attempt_at,
-    )
-    .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
-    .order_by(mails.c.received_at.desc(), mails.c.id.desc(), deliveries.c.position.desc(), deliveries.c.id.desc())
-)
 
 
 def _insert_mail(
@@ -469,17 +473,21 @@ def _insert_deliveries(connection: sa.Connection, envelope: Envelope, now: datet
     return [str(row["rcpt_to"]) for row in rows if insert_absent(connection, deliveries, row)]
 
 
-def _deliveries(connection: sa.Connection, mail_id: str, rcpt_to: str | None = None) -> list[DeliveryRecord]:
+def _deliveries(
+    connection: sa.Connection, mail_id: str, rcpt_to: str | None = None, *, to_change: bool = False
+) -> list[DeliveryRecord]:
     names = DeliveryRecord.__dataclass_fields__
     query = sa.select(*(deliveries.c[name] for name in names)).where(deliveries.c.mail_id == mail_id)
     if rcpt_to is not None:
         query = query.where(deliveries.c.rcpt_to == rcpt_to)
-    rows = connection.execute(query.order_by(deliveries.c.position, deliveries.c.id)).mappings()
+    query = query.order_by(deliveries.c.position, deliveries.c.id)
+    rows = connection.execute(for_change(query, deliveries) if to_change else query).mappings()
     return [DeliveryRecord(**{**row, "disposition": Disposition(row["disposition"])}) for row in rows]
 
 
 def _delivery(connection: sa.Connection, mail_id: str, rcpt_to: str) -> DeliveryRecord:
-    found = _deliveries(connection, mail_id, rcpt_to)
+    """The row, to be changed."""
+    found = _deliveries(connection, mail_id, rcpt_to, to_change=True)
     if not found:
         raise LookupError(f"no delivery of mail {mail_id} to {rcpt_to}")
     return found[0]
@@ -490,6 +498,7 @@ def _delivered_before(connection: sa.Connection, row: DeliveryRecord, now: datet
     this = connection.execute(sa.select(mails.c.mail_from, mails.c.content_key).where(mails.c.id == row.mail_id)).one()
     if not this.content_key:
         return None
+    hold_name(connection, "copy", this.content_key, this.mail_from, row.rcpt_to)
     query = (
         sa.select(deliveries.c.mail_id, deliveries.c.post_id)
         .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
@@ -506,6 +515,11 @@ def _update(connection: sa.Connection, row: DeliveryRecord, now: datetime, **val
     still = sa.and_(deliveries.c.id == row.id, deliveries.c.disposition == row.disposition)
     if connection.execute(sa.update(deliveries).where(still).values(values)).rowcount != 1:
         raise StoreUnavailable(f"delivery {row.id} changed meanwhile")
+
+
+def _telling_values(telling: Telling | None) -> dict[str, str]:
+    telling = telling or Telling(untold="nobody asked whether its sender may be told")
+    return {"untold": telling.untold, "language": telling.language, "message_id": telling.message_id}
 
 
 def _reply_values(reply: Reply | None) -> dict[str, Any]:

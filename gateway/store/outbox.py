@@ -13,6 +13,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from gateway.contract.events import CloudEvent
+from gateway.store.locks import for_work
 from gateway.store.schema import outbox
 
 _INSERT = sa.insert(outbox)
@@ -65,4 +66,5 @@ def mark_published(connection: sa.Connection, numbers: Sequence[int], *, at: dat
 def forget_published(connection: sa.Connection, *, before: datetime, limit: int = 1000) -> int:
     """Deletes events published before a moment, at most `limit` at once; returns how many."""
     old = sa.select(outbox.c.id).where(outbox.c.published_at < before, outbox.c.published_at.is_not(None)).limit(limit)
+    old = for_work(old, outbox)
     return connection.execute(sa.delete(outbox).where(outbox.c.id.in_(old))).rowcount

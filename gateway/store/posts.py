@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from gateway.mail.ids import new_id
 from gateway.mail.threads import SUBJECT_DAYS, ThreadClues
 from gateway.store.ledger import Acceptance
+from gateway.store.locks import hold_name
 from gateway.store.schema import as_json, attachments, posts, renditions
 
 _COLUMNS = (
@@ -114,22 +115,6 @@ def thread(connection: sa.Connection, thread_id: str) -> list[dict[str, Any]]:
     return [as_json(row) for row in connection.execute(query).mappings()]
 
 
-def list_posts(
-    connection: sa.Connection, *, id: str | None = None, mailbox: str | None = None, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """The newest `limit` posts (all where None), oldest first, ready for JSON."""
-    counted = sa.select(sa.func.count()).where(attachments.c.post_id == posts.c.id).correlate(posts).scalar_subquery()
-    query = sa.select(
-        posts.c.id, posts.c.mailbox, posts.c.author, posts.c.title, posts.c.created_at, counted.label("attachments")
-    ).order_by(posts.c.created_at.desc(), posts.c.id.desc())
-    if id is not None:
-        query = query.where(posts.c.id.startswith(id, autoescape=True))
-    if mailbox is not None:
-        query = query.where(posts.c.mailbox == mailbox)
-    rows = connection.execute(query.limit(limit)).mappings().all()
-    return [as_json(row) for row in reversed(rows)]
-
-
 def post(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
     """One post with its attachments, ready for JSON."""
     row = connection.execute(sa.select(posts).where(posts.c.id == post_id)).mappings().first()
@@ -143,6 +128,29 @@ def post(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
         item["renditions"] = made.get(item["id"], [])
     facts = {key: value for key, value in as_json(row).items() if key not in _HIDDEN}
     return facts | {"attachments": items}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundAttachment:
+    """Where the octets of an attachment, or of a picture made of it, are, and what they are."""
+
+    sha256: str
+    filename: str
+    content_type: str
+
+
+def find_attachment(connection: sa.Connection, attachment_id: str, *, rendition: str) -> FoundAttachment | None:
+    """The attachment itself, or with `rendition` the picture of that kind; None where there is none."""
+    known = attachments.c.id == attachment_id
+    if not rendition:
+        query = sa.select(attachments.c.sha256, attachments.c.filename, attachments.c.sniffed.label("content_type"))
+    else:
+        query = sa.select(renditions.c.sha256, attachments.c.filename, renditions.c.content_type)
+        query = query.join(attachments, attachments.c.id == renditions.c.attachment_id).where(
+            renditions.c.kind == rendition
+        )
+    row = connection.execute(query.where(known)).mappings().first()
+    return None if row is None else FoundAttachment(**row)
 
 
 def known_or_conflict(connection: sa.Connection, origin: Origin) -> Acceptance | None:
@@ -170,6 +178,7 @@ def _thread_values(connection: sa.Connection, post: NewPost, post_id: str) -> di
     clues = post.thread
     if clues is None:
         return {}
+    hold_name(connection, "thread", post.address, clues.author_key, clues.subject_key)
     found = find_thread(connection, post.address, clues, at=post.created_at) or post_id
     keys = {name: getattr(clues, name) for name in ("message_id", "subject_key", "author_key")}
     return keys | {"thread_id": found}

@@ -42,10 +42,13 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 class Text(sa.types.TypeDecorator[str]):
-    """Text that any peer may have written: without NUL, and always encodable."""
+    """Text that any peer may have written: without NUL, always encodable, compared by its octets on every engine."""
 
     impl = sa.Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.Text(collation="C") if dialect.name == "postgresql" else sa.Text())
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         return None if value is None else clean_text(value)
@@ -135,8 +138,11 @@ mails = sa.Table(
     _text("content_key"),
     _text("subject"),
     _count("sequence"),
+    _text("untold"),
+    _text("language"),
+    _text("message_id"),
     sa.Column("authentication", Json, nullable=False, server_default="{}"),
-    sa.Index(None, "received_at"),
+    sa.Index(None, "received_at", "id"),
     sa.Index(None, "content_key"),
 )
 
@@ -146,6 +152,7 @@ mail_octets = sa.Table(
     sa.Column("mail_id", Text, sa.ForeignKey("mails.id"), primary_key=True),
     sa.Column("blob", Text),
     sa.Column("octets", sa.LargeBinary),
+    sa.Index(None, "blob"),
 )
 
 deliveries = sa.Table(
@@ -218,7 +225,8 @@ posts = sa.Table(
     _text("message_id"),
     _text("subject_key"),
     _text("author_key"),
-    sa.Index(None, "mailbox", "created_at"),
+    sa.Index(None, "created_at", "id"),
+    sa.Index(None, "mailbox", "created_at", "id"),
     sa.Index(None, "mail_id"),
     sa.Index(None, "thread_id"),
     sa.Index(None, "message_id"),
@@ -276,7 +284,8 @@ emails = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
     _count("sequence"),
     _text("reply_to"),
-    sa.Index(None, "accepted_at"),
+    sa.Column("notify", Json),
+    sa.Index(None, "accepted_at", "id"),
     sa.Index(None, "message_id"),
 )
 
@@ -288,6 +297,15 @@ email_octets = sa.Table(
     sa.Column("size", Number, nullable=False),
     sa.Column("blob", Text),
     sa.Column("octets", sa.LargeBinary),
+    sa.Index(None, "blob"),
+)
+
+email_attachments = sa.Table(
+    "email_attachments",
+    metadata,
+    sa.Column("email_id", Text, sa.ForeignKey("emails.id"), primary_key=True),
+    sa.Column("blob", Text, primary_key=True),
+    sa.Index(None, "blob"),
 )
 
 email_recipients = sa.Table(
@@ -327,6 +345,26 @@ rejections = sa.Table(
     sa.Index(None, "rejected_at"),
 )
 
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("subject", Text, nullable=False),
+    sa.Column("kind", Text, nullable=False),
+    _text("recipient"),
+    sa.Column("addressee", Text, nullable=False),
+    sa.Column("stage", Text, nullable=False),
+    _text("reason"),
+    sa.Column("facts", Json, nullable=False),
+    sa.Column("state", Text, nullable=False),
+    sa.Column("due_at", UtcDateTime, nullable=False),
+    _text("told_by"),
+    sa.Column("told_at", UtcDateTime),
+    sa.Index(None, "state", "due_at"),
+    sa.Index(None, "addressee", "state", "stage", "told_at"),
+    sa.Index(None, "told_by"),
+)
+
 timeline = sa.Table(
     "timeline",
     metadata,
@@ -337,6 +375,45 @@ timeline = sa.Table(
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("data", Json, nullable=False),
     sa.Index(None, "subject", "id"),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("password_hash", Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("token_hash", Text, primary_key=True),
+    sa.Column("user_name", Text, sa.ForeignKey("users.name"), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Index(None, "user_name"),
+    sa.Index(None, "seen_at"),
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("user_name", Text, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("used_at", UtcDateTime),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("prefix", Text, primary_key=True),
+    sa.Column("secret_hash", Text, nullable=False),
+    _text("app"),
+    sa.Column("scopes", Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("revoked_at", UtcDateTime),
 )
 
 outbox = sa.Table(
@@ -361,4 +438,30 @@ outbox = sa.Table(
         sqlite_where=sa.text("published_at IS NOT NULL"),
         postgresql_where=sa.text("published_at IS NOT NULL"),
     ),
+)
+
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("digest", Text, primary_key=True),
+    sa.Column("size", Number, nullable=False),
+    sa.Column("put_at", UtcDateTime, nullable=False),
+    sa.Column("octets", sa.LargeBinary, nullable=False),
+)
+
+dead_ticket_blobs = sa.Table(
+    "dead_ticket_blobs",
+    metadata,
+    sa.Column("ticket_id", Text, primary_key=True),
+    sa.Column("blob", Text, primary_key=True),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Index(None, "blob"),
+)
+
+turns = sa.Table(
+    "turns",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("holder", Text, nullable=False),
+    sa.Column("until", UtcDateTime, nullable=False),
 )

@@ -20,10 +20,11 @@ _INSERT = sa.insert(timeline)
 
 def append(
     connection: sa.Connection, subject: str, step: str, *, at: datetime, recipient: str = "", data: Mapping[str, Any]
-) -> None:
-    """Writes one line."""
+) -> int:
+    """Writes one line and returns its number."""
     values = {"subject": subject, "step": step, "at": at, "recipient": recipient, "data": dict(data)}
-    connection.execute(_INSERT, values)
+    key = connection.execute(_INSERT, values).inserted_primary_key
+    return int(key[0]) if key else 0
 
 
 def story(connection: sa.Connection, subject: str) -> list[dict[str, Any]]:
@@ -50,12 +51,15 @@ def find(connection: sa.Connection, prefix: str) -> list[tuple[str, str]]:
         ("post", posts.c.id),
         ("email", rejections.c.request_id),
     ):
-        query = sa.select(column).distinct().where(_begins(column, prefix)).order_by(column).limit(MAX_FOUND)
+        query = sa.select(column).distinct().where(begins_with(column, prefix)).order_by(column).limit(MAX_FOUND)
         for identity in connection.execute(query).scalars():
             found.setdefault(identity, kind)
     return [(kind, identity) for identity, kind in sorted(found.items())][:MAX_FOUND]
 
 
-def _begins(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
-    # "g" comes right behind every letter of an id: a range the primary key's index can serve.
-    return sa.and_(column >= prefix, column < prefix + "g")
+def begins_with(column: sa.ColumnElement[str], prefix: str) -> sa.ColumnElement[bool]:
+    """Whether an id begins so: a range that its index can serve."""
+    if not set(prefix.lower()) <= _LETTERS:
+        return sa.literal(0) == 1  # not sa.false(), which would take every other condition with it
+    # "g" comes right behind every letter of an id.
+    return sa.and_(column >= prefix.lower(), column < prefix.lower() + "g")

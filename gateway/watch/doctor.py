@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gateway.errors import Problem, SettingsError, StoreUnavailable
 from gateway.outbound.relay_url import RelaySpec
 from gateway.queue.broker import Depth
+from gateway.watch.alarms.book import read_alarms, utc_text
 
 OLD_TICKET_SECONDS = 3600
 QUEUE_STEP = "a disk or rights fault: mend it; a damaged file: keep a copy, restore the last backup"
@@ -73,24 +74,23 @@ def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
     return findings
 
 
-async def check_store(path: Path) -> Finding:
+async def check_store(url: str) -> Finding:
     """The store opens and has this version's schema; neither is helped along."""
-    from gateway.store.database import SqliteDatabase
+    from gateway.store.database import file_of, open_as_it_is
     from gateway.store.migrations import HEAD, current_version
 
-    if not path.exists() or not path.stat().st_size:
+    path = file_of(url)
+    if path is not None and (not path.exists() or not path.stat().st_size):
         return Finding(level="ok", what="store", finding=f"{path} is not made yet", next_step="`gateway run` makes it")
-    database = SqliteDatabase(path)
     try:
-        await database.open()
+        database = await open_as_it_is(url)
         try:
             version = await current_version(database)
         finally:
             await database.close()
     except (StoreUnavailable, SettingsError) as error:
-        return Finding(
-            level="wrong", what="store", finding=str(error), next_step="look at the file, its folder and disk"
-        )
+        step = "look at the file, its folder and disk" if path else "look at the server, its log and database_url"
+        return Finding(level="wrong", what="store", finding=str(error), next_step=step)
     if version != HEAD:
         text = f"has schema {version or 'none'}, this gateway works with {HEAD}"
         return Finding(level="warning", what="store", finding=text, next_step="the next `gateway run` brings it up")
@@ -112,6 +112,25 @@ def check_queues(depths: Sequence[Depth]) -> list[Finding]:
                 Finding(level="warning", what=depth.name, finding=text, next_step="is `gateway run` running?")
             )
     return findings or [Finding(level="ok", what="queues", finding=f"{sum(d.ready for d in depths)} ready, none dead")]
+
+
+def check_alarms(folder: Path, *, admins: int) -> list[Finding]:
+    """The alarms raised on this host, as the running gateway last entered them; and whether anybody hears of them."""
+    raised = [
+        Finding(
+            level="wrong" if alarm.severity == "critical" else "warning",
+            what=f"alarm {alarm.topic}",
+            finding=f"{alarm.what} (since {utc_text(alarm.since)}, seen {utc_text(alarm.last_seen)})",
+            next_step=alarm.next_step,
+        )
+        for alarm in read_alarms(folder)
+    ]
+    if raised:
+        return raised
+    if not admins:
+        step = "set admin_urls so that somebody is told"
+        return [Finding(level="ok", what="alarms", finding="none raised; nobody would be told", next_step=step)]
+    return [Finding(level="ok", what="alarms", finding=f"none raised; {admins} would be told")]
 
 
 def check_templates(problems: Sequence[Problem]) -> list[Finding]:

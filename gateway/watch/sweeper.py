@@ -4,7 +4,7 @@ The ledger is the truth, the queue its clock: a crash between record and publish
 leaves a due row without a ticket.  A row is re-issued only when its queues have consumed a younger ticket or are empty, so
 a queue that is merely behind gets nothing twice.  The new ticket is named in the ledger first (compare-and-set), then
 published: two sweepers never issue two current tickets.  Rows that never had a ticket go first, then urgent before bulk.
-A row whose ticket became a dead letter gets none: it is recorded `dead`.
+A row whose ticket became a dead letter gets none: it is recorded `dead`.  Receipts past their time are forgotten here, too.
 Limits: an old ticket that comes after all finds itself no longer current and goes; among more than a thousand dead
 letters the youngest are not looked through.
 """
@@ -22,12 +22,15 @@ from gateway.mail.ids import new_id
 from gateway.maillog import MailLog, told
 from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
 from gateway.queue.broker import DeadTicket
+from gateway.queue.receipts import KEPT_DAYS, Receipts
 from gateway.queue.ticket import STREAM_QUEUES, Ticket, retry_queue
 from gateway.runtime import Clock, Stop, failpoint, utc_now
 from gateway.store.ledger import Ledger, RecipientRecord
 
 OVERDUE_SECONDS = 120
 INTERVAL_SECONDS = 10
+PRUNED_ROWS = 500
+PRUNED_BITES = 40
 
 
 class Queue(Protocol):
@@ -57,12 +60,15 @@ async def sweep(
     log: MailLog | None = None,
     interval_seconds: float = INTERVAL_SECONDS,
     overdue_seconds: float = OVERDUE_SECONDS,
+    receipts: Receipts | None = None,
 ) -> None:
     """Sweeps every `interval_seconds` until `stop`; a round that fails is told and the next one comes."""
     log = log or MailLog()
     while not await stop.wait(interval_seconds):
         try:
             swept = await sweep_once(ledger, broker, clock=clock, overdue_seconds=overdue_seconds)
+            if receipts is not None:
+                await prune_receipts(receipts, clock() - timedelta(days=KEPT_DAYS))
         except Exception as error:  # noqa: BLE001  # broad: one row nobody foresaw must not end all sweeping
             log.service("sweeper", "failed", error=told(error))
             continue
@@ -77,15 +83,23 @@ async def sweep_once(
     expired = await ledger.sweep_expired()
     rows = await ledger.overdue(older_than_seconds=overdue_seconds)
     never_had_one = [row for row in rows if not row.ticket_id]  # their `send_at` has come, or an operator released them
-    reissued = await _reissue(never_had_one, ledger, broker)
+    reissued = await reissue(never_had_one, ledger, broker)
     for stream, home in STREAM_QUEUES.items():
         late = [row for row in rows if row.ticket_id and row.stream == stream]
         lost = await _lost(late, home, broker, now=clock(), overdue_seconds=overdue_seconds)
-        reissued += await _reissue(await _unburied(lost, ledger, broker), ledger, broker)
+        reissued += await reissue(await _unburied(lost, ledger, broker), ledger, broker)
     return Swept(expired=expired, reissued=reissued)
 
 
-async def _reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> int:
+async def prune_receipts(receipts: Receipts, before: datetime) -> None:
+    """Forgets receipts older than that, in small bites: nobody's publish waits long for one."""
+    for _ in range(PRUNED_BITES):
+        if await receipts.prune(before, limit=PRUNED_ROWS) < PRUNED_ROWS:
+            return
+
+
+async def reissue(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> int:
+    """Gives each row a new current ticket, named in the ledger first; returns how many were published."""
     tickets = []
     for row in rows:
         ticket_id = new_id()

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-READY_SECONDS = 20
+READY_SECONDS = 90
 
 
 def free_port() -> int:
@@ -100,8 +100,13 @@ class House:
             cwd=self.folder.parent,
             timeout=60,
         )
-        assert done.returncode == 0, done.stderr.decode()
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def balance(self) -> dict[str, object]:
+        """What `gateway reconcile` counts: whatever happened, it must balance."""
+        [found] = self.list("reconcile")
+        return found
 
 
 class Sink:

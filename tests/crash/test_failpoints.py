@@ -1,5 +1,6 @@
 """kill -9 at every named place of both ways, one after the other under load: nothing missing, nothing twice.
 
+After every death `gateway reconcile` must balance, too.
 Clients act as MTAs: what was not answered they send again.  An email may reach the relay twice only if the ledger says
 it was `unknown`: it died between the final dot and our record.  `make test-long` also kills at each place by itself.
 """
@@ -93,6 +94,7 @@ async def die_and_rise(house: House, failpoint: str) -> None:
     assert house.process is not None
     code = await asyncio.to_thread(house.process.wait, SETTLE_SECONDS)
     assert code == -9, f"ended with {code}, not at {failpoint}; log: {house.log()[-2000:]}"
+    await asyncio.to_thread(house.balance)
 
 
 async def settled(house: House, load: Load) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
@@ -142,6 +144,10 @@ async def prove(house: House, load: Load, sink: Sink) -> None:
         [story] = await asyncio.to_thread(house.list, "show", str(row["id"]))
         steps = [line["step"] for line in story["timeline"]]  # type: ignore[attr-defined]
         assert "unknown" in steps, f"sent again without having been unknown: {steps}"
+    kept = {mail_id for ids in load.poster.kept.values() for mail_id in ids} | set(load.emails)
+    balance = await asyncio.to_thread(house.balance)
+    assert int(str(balance["accepted"])) >= len(kept), "every promise has its receipt"
+    assert (balance["accepted"], balance["missing"], balance["extra"]) == (balance["accounted"], [], 0)
 
 
 @pytest.mark.parametrize("failpoints", [INBOUND, OUTBOUND], ids=["in", "out"])

@@ -24,7 +24,7 @@ from gateway.queue.ticket import DEAD_CRASHED, MAIL_INBOUND
 from gateway.runtime import utc_now
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import open_database
-from gateway.store.mails import Mails
+from gateway.store.lists import Lists
 
 MAILS = 200
 ADDRESS = "killer@localhost"
@@ -84,7 +84,7 @@ async def has_ended(watched: int) -> None:
         os.close(watched)
 
 
-async def all_ended(house: House, mails: Mails) -> list[dict[str, object]]:
+async def all_ended(house: House, lists: Lists) -> list[dict[str, object]]:
     """Waits until every mail is delivered or dead, and starts the gateway again whenever it dies, as an init system would."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -93,7 +93,7 @@ async def all_ended(house: House, mails: Mails) -> list[dict[str, object]]:
         if house.process.poll() is not None:
             assert house.process.returncode == -signal.SIGKILL, house.log()[-3000:]
             house.start("", "ingest")
-        rows = await mails.list_mails()
+        rows = await lists.newest("mails")
         if len(rows) == MAILS and all(row["disposition"] in ("delivered", "dead") for row in rows):
             return rows
         await asyncio.sleep(0.1)  # polling a process and a file of another process
@@ -104,9 +104,10 @@ async def test_a_killer_among_200_ends_dead_alone_and_its_last_process_ends_with
     database = await open_database(f"sqlite:///{house.folder}/store.db")
     house.start("", "ingest")
     try:
-        mails = Mails(database, FileBlobStore(house.folder / "blobs"), clock=utc_now, hostname="localhost")
-        rows = await all_ended(house, mails)
-        posts = await mails.list_posts()
+        lists = Lists(database)
+        rows = await all_ended(house, lists)
+        posts = await lists.newest("posts")
+        balance = await asyncio.to_thread(house.balance)
         async with SqliteBroker(house.folder / "queue.db") as broker, asyncio.timeout(PATIENCE_SECONDS):
             while not (dead := await broker.dead()):
                 await asyncio.sleep(0.05)  # its death is recorded in the store first
@@ -118,6 +119,7 @@ async def test_a_killer_among_200_ends_dead_alone_and_its_last_process_ends_with
     finally:
         house.kill()
         await database.close()
+    assert balance == {"accepted": MAILS, "accounted": MAILS, "missing": [], "extra": 0}
     (killer,) = [row for row in rows if row["disposition"] == "dead"]
     assert killer["subject"] == "killer"
     assert [(item.ticket.id, item.box, item.queue) for item in dead] == [(killer["id"], DEAD_CRASHED, MAIL_INBOUND)]

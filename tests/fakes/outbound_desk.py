@@ -25,6 +25,7 @@ from gateway.queue.ticket import EMAIL_SEND, Ticket, retry_queue
 from gateway.store.blobs import FileBlobStore
 from gateway.store.emails import DatabaseLedger
 from gateway.store.ledger import RecipientRecord
+from gateway.store.lists import Lists
 
 FIVE_DAYS = Ladder.parse("1m 5m 15m 1h*2 4h*3 12h*9")
 TEMPLATES = Path(__file__).parent.parent.parent / "templates"
@@ -47,6 +48,7 @@ class Desk:
     """Deliver with everything around it."""
 
     ledger: DatabaseLedger
+    lists: Lists
     pool: RelayPool
     clock: Any
     log: MailLog

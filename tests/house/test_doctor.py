@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.app import check_values, open_cage
+from gateway.app import open_cage, open_store
+from gateway.app.checks import refuse_open_house
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 
@@ -64,14 +65,20 @@ def test_a_store_without_our_schema_is_told_and_left_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8025", "[::]:8025", "192.0.2.1:8025", "mail.example.org:8025"])
-def test_listening_beyond_loopback_is_refused(tmp_path: Path, listen: str) -> None:
-    with pytest.raises(SettingsError, match=r"web_listen.*needs a user, which this version does not have yet"):
-        check_values(Settings(data_dir=tmp_path, web_listen=listen).filled())
+async def test_listening_beyond_loopback_is_refused_until_somebody_can_log_in(tmp_path: Path, listen: str) -> None:
+    settings = Settings(data_dir=tmp_path, web_listen=listen).filled()
+    async with open_store(settings) as store:
+        with pytest.raises(SettingsError, match=r"web_listen.*needs a user: gateway users add NAME"):
+            await refuse_open_house(settings, store.access)
+        await store.access.invite("ann")
+        await refuse_open_house(settings, store.access)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.1.2.3:8025", "[::1]:8025", "localhost:8025"])
-def test_listening_on_loopback_is_not(tmp_path: Path, listen: str) -> None:
-    check_values(Settings(data_dir=tmp_path, web_listen=listen).filled())
+async def test_listening_on_loopback_needs_nobody(tmp_path: Path, listen: str) -> None:
+    settings = Settings(data_dir=tmp_path, web_listen=listen).filled()
+    async with open_store(settings) as store:
+        await refuse_open_house(settings, store.access)
 
 
 async def test_the_first_render_pays_no_imports(tmp_path: Path) -> None:

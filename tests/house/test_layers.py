@@ -39,7 +39,7 @@ def test_the_tree_as_it_is_keeps_the_layers(tmp_path: Path) -> None:
         ("outbound/deliver.py", "import gateway.settings", "gateway.outbound.deliver -> gateway.settings"),
         ("store/mails.py", "import gateway.maillog", "gateway.store.mails -> gateway.maillog"),
         ("cage.py", "import gateway.mail.ids", "gateway.cage -> gateway.mail.ids"),
-        ("web/api.py", "import sqlalchemy", "gateway.web.api -> sqlalchemy"),
+        ("web/api/emails.py", "import sqlalchemy", "gateway.web.api.emails -> sqlalchemy"),
     ],
 )
 def test_a_forbidden_import_fails_lint_and_is_named(tmp_path: Path, file: str, line: str, named: str) -> None:

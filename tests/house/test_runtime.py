@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
-from gateway.runtime import SAME_SIGNAL_SECONDS, Stop, serve
+import pytest
+
+from gateway.runtime import SAME_SIGNAL_SECONDS, Stop, in_thread, serve
 
 PROGRAM = """
 import asyncio, sys
@@ -112,3 +115,19 @@ async def test_a_service_that_needs_its_whole_grace_has_time_to_clean_up() -> No
     stop.set()
     assert await serve({"tidy": tidy}, grace_seconds=0.1, stop=stop) == 0
     assert cleaned.is_set()
+
+
+async def test_blocking_work_gives_its_result_or_its_error_from_a_thread_no_exit_waits_for() -> None:
+    thread = await in_thread(threading.current_thread, seconds=20)
+    assert thread.daemon
+    assert thread is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 / 0, seconds=20)
+
+
+async def test_blocking_work_that_takes_too_long_is_left_to_itself() -> None:
+    released = threading.Event()
+    with pytest.raises(TimeoutError):
+        await in_thread(released.wait, seconds=0.01)
+    released.set()
+    assert await in_thread(lambda: "the loop is well", seconds=20) == "the loop is well"

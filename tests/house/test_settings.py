@@ -145,4 +145,5 @@ def test_a_percent_sign_in_data_dir_is_no_escape(tmp_path: Path) -> None:
 def test_the_documented_keys_are_the_keys() -> None:
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     keys = [*settings.Settings.model_fields, *(f"limits.{key}" for key in settings.LimitsTable.model_fields)]
+    keys += [f"notices.{key}" for key in settings.NoticesTable.model_fields]
     assert [key for key in keys if f"`{key}`" not in text] == []

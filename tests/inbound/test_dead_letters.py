@@ -35,7 +35,7 @@ async def accept(house: House, octets: bytes, *rcpt_to: str) -> Ticket:
 
 async def rows(house: House) -> list[tuple[Any, ...]]:
     assert house.mails is not None
-    return [(row["rcpt_to"], row["disposition"], row["size"]) for row in await house.mails.list_mails()]
+    return [(row["rcpt_to"], row["disposition"], row["size"]) for row in await house.lists.newest("mails")]
 
 
 class Raises:

@@ -33,7 +33,7 @@ async def take(
     for ticket in await house.tickets():
         await ingest.handle(ticket)
     assert house.mails is not None
-    return next(row for row in await house.mails.list_mails() if row["id"] == mail_id)
+    return next(row for row in await house.lists.newest("mails") if row["id"] == mail_id)
 
 
 async def test_a_copy_is_a_duplicate_that_points_to_the_first_and_is_logged_so(house: House) -> None:
@@ -43,7 +43,7 @@ async def test_a_copy_is_a_duplicate_that_points_to_the_first_and_is_logged_so(h
     assert (copy["disposition"], copy["duplicate_of"], copy["post_id"]) == ("duplicate", first["id"], first["post_id"])
     assert copy["reason"] == f"the same mail as {first['id']}"
     assert house.mails is not None
-    assert len(await house.mails.list_posts()) == 1
+    assert len(await house.lists.newest("posts")) == 1
     log = house.log._log._logger._file.getvalue()  # type: ignore[attr-defined]
     assert log.count("disposition='delivered'") == log.count("disposition='duplicate'") == 1
 

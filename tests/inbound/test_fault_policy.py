@@ -63,7 +63,7 @@ async def with_clock(house: House, ladder: str) -> tuple[Any, Clock, list[Ticket
 
 async def dispositions(house: House) -> dict[str, str]:
     assert house.mails is not None
-    return {row["rcpt_to"]: row["disposition"] for row in await house.mails.list_mails()}
+    return {row["rcpt_to"]: row["disposition"] for row in await house.lists.newest("mails")}
 
 
 async def test_a_mailbox_raising_for_an_hour_delays_its_own_recipient_only(house: House) -> None:
@@ -81,7 +81,7 @@ async def test_a_mailbox_raising_for_an_hour_delays_its_own_recipient_only(house
     assert clock.now - START > timedelta(hours=1)
     assert set((await dispositions(house)).values()) == {"delivered"}
     assert house.mails is not None
-    assert len(await house.mails.list_posts()) == 3, "each once"
+    assert len(await house.lists.newest("posts")) == 3, "each once"
 
 
 class Picky(Posts):
@@ -106,7 +106,7 @@ async def test_the_same_fault_five_times_while_other_mails_pass_is_held_and_said
         await ingest.handle(ticket)
     assert published == []
     assert house.mails is not None
-    row = next(row for row in await house.mails.list_mails() if row["subject"] == "poison")
+    row = next(row for row in await house.lists.newest("mails") if row["subject"] == "poison")
     assert row["disposition"] == "held"
     assert row["reason"].startswith(
         "failed the same way 5 times while other mails passed: mailbox broken failed: KeyError"

@@ -56,7 +56,7 @@ async def ingested(house: House, octets: bytes, *rcpt_to: str) -> list[dict[str,
     for ticket in await house.tickets():
         assert await ingest.handle(ticket) == Done()
     assert house.mails is not None
-    return await house.mails.list_mails()
+    return await house.lists.newest("mails")
 
 
 async def post_of(house: House, row: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +167,8 @@ async def test_the_same_ticket_again_changes_nothing(house: House) -> None:
     for _ in range(3):
         await ingest.handle(ticket)
     assert house.mails is not None
-    assert len(await house.mails.list_mails()) == 1
-    assert len(await house.mails.list_posts()) == 1
+    assert len(await house.lists.newest("mails")) == 1
+    assert len(await house.lists.newest("posts")) == 1
 
 
 class Raises:
@@ -201,7 +201,7 @@ async def test_a_mailbox_that_raises_delays_its_own_recipient_only(house: House)
         ("posts@localhost", "delivered"),
     }
     assert house.mails is not None
-    assert len(await house.mails.list_posts()) == 1
+    assert len(await house.lists.newest("posts")) == 1
 
 
 async def test_a_mailbox_that_always_raises_ends_as_held_with_its_reason(house: House) -> None:
@@ -227,7 +227,7 @@ async def test_a_mailbox_that_always_raises_ends_as_held_with_its_reason(house: 
     await ingest.handle(ticket)
     assert published == []
     assert house.mails is not None
-    row = next(row for row in await house.mails.list_mails() if row["rcpt_to"] == "broken@localhost")
+    row = next(row for row in await house.lists.newest("mails") if row["rcpt_to"] == "broken@localhost")
     assert row["disposition"] == "held"
     assert row["reason"].startswith("gave up after 3 attempts: mailbox broken failed: KeyError")
 
@@ -259,7 +259,7 @@ async def test_a_recipient_without_a_mailbox_is_held_not_lost(house: House) -> N
         Ticket(queue=MAIL_INBOUND, id="01890000-0000-7000-8000-000000000000", body=b"x\r\n", headers=headers)
     )
     assert house.mails is not None
-    (row,) = await house.mails.list_mails()
+    (row,) = await house.lists.newest("mails")
     assert (row["disposition"], row["reason"]) == ("held", "no mailbox: gone@localhost is unknown here")
 
 
@@ -279,7 +279,7 @@ async def test_a_ticket_that_is_no_mail_dies_with_its_reason(change: dict[str, A
     with pytest.raises(PermanentFailure, match=reason):
         await ingest.handle(Ticket(queue=MAIL_INBOUND, id=new_id(), body=b"x\r\n", headers=headers))
     assert house.mails is not None
-    assert await house.mails.list_mails() == []
+    assert await house.lists.newest("mails") == []
 
 
 async def test_a_blob_folder_that_is_not_mounted_is_waited_for(house: House) -> None:
@@ -319,4 +319,4 @@ async def test_deciding_writes_nothing(house: House) -> None:
     assert decision.mailbox == "posts"
     assert getattr(decision.outcome, "title", "") == "dry run"
     assert house.mails is not None
-    assert await house.mails.list_mails() == []
+    assert await house.lists.newest("mails") == []

@@ -19,6 +19,8 @@ from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import POST_CREATE, Ticket
 from gateway.queue.worker import work
 from gateway.runtime import Stop, utc_now
+from gateway.store.accounting import Accounting
+from gateway.watch.reconcile import reconcile
 
 ID = "0193a1b2-0000-7000-8000-000000000001"
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
@@ -88,7 +90,7 @@ async def test_the_same_id_is_recorded_once_and_other_content_is_a_conflict(hous
     assert [answer.status for answer in answers] == ["accepted", "accepted"]
     assert (other.status, other.errors) == ("conflict", ("id: is taken by a post with other content",))
     assert house.mails is not None
-    assert [post["title"] for post in await house.mails.list_posts()] == ["One"]
+    assert [post["title"] for post in await house.lists.newest("posts")] == ["One"]
 
 
 async def test_a_bad_post_is_answered_with_every_problem(house: House) -> None:
@@ -100,7 +102,10 @@ async def test_a_bad_post_is_answered_with_every_problem(house: House) -> None:
         post = {"id": ID, "author": "Ann", "title": "x", "attachments": [missing.model_dump(exclude_none=True)]}
         question = Ticket(queue=POST_CREATE, id=ID, body=json.dumps(post).encode())
         unknown = json.loads(await house.broker.ask(question, timeout_seconds=20))
+        assert house.database is not None
+        balance = await reconcile(house.broker, Accounting(house.database))
     assert (answer["id"], answer["status"]) == (ID, "rejected")
+    assert (balance.accepted, balance.missing) == (1, ()), "a request answered with no is accounted for"
     paths = {error.partition(":")[0] for error in answer["errors"]}
     assert {"author", "title", "colour", "attachments[0].filename"} <= paths
     assert unknown["errors"] == [f"attachments[0].blob: sha256:{'0' * 64} is not in the store"]

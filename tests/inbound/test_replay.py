@@ -69,7 +69,7 @@ async def test_a_failed_recipient_is_processed_anew_and_the_delivered_one_left_a
     assert house.mails is not None
     await house.ingest.handle(tickets[0])
     assert await replayed(house, mail_id) == [], "twice is once"
-    assert len(await house.mails.list_posts()) == 2
+    assert len(await house.lists.newest("posts")) == 2
     story = await house.mails.story(mail_id)
     assert story is not None
     steps = [line["step"] for line in story["timeline"] if line["recipient"] == BOTH[0]]

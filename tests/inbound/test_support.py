@@ -57,7 +57,7 @@ async def received(
     assert house.ingest is not None
     assert await house.ingest.handle(ticket) == Done()
     assert house.mails is not None
-    (row,) = await house.mails.list_mails(id=ticket.id)
+    (row,) = await house.lists.newest("mails", id=ticket.id)
     assert row["disposition"] == "delivered", row
     story = await house.mails.post_story(row["post_id"])
     assert story is not None
@@ -154,7 +154,7 @@ async def test_a_forged_address_that_no_door_asked_about_is_held(desk: House) ->
     for address in forged(desk):
         ticket = Ticket(queue=MAIL_INBOUND, id=new_id(), body=octets_of(mail()), headers=envelope(address).to_headers())
         await desk.ingest.handle(ticket)
-        (row,) = await desk.mails.list_mails(id=ticket.id)
+        (row,) = await desk.lists.newest("mails", id=ticket.id)
         assert row["disposition"] == "held"
         assert "reply address is not valid" in row["reason"]
 
@@ -274,7 +274,7 @@ async def test_pictures_in_html_are_named_by_their_attachments_position(desk: Ho
     assert desk.mails is not None
     ticket = Ticket(queue=MAIL_INBOUND, id=new_id(), body=octets_of(message), headers=envelope().to_headers())
     await desk.ingest.handle(ticket)
-    (row,) = await desk.mails.list_mails(id=ticket.id)
+    (row,) = await desk.lists.newest("mails", id=ticket.id)
     post = await desk.mails.post(row["post_id"])
     assert post is not None
     assert [item["content_id"] for item in post["attachments"]] == ["a@x", "b@x"]

@@ -23,8 +23,9 @@ from outbound_desk import MAIL_FROM, Desk
 from gateway.maillog import MailLog
 from gateway.outbound.relay import RelayLimits, RelayPool, parse_relay_url
 from gateway.store.blobs import FileBlobStore
-from gateway.store.database import open_database
+from gateway.store.database import Database, open_database
 from gateway.store.emails import DatabaseLedger
+from gateway.store.lists import Lists
 
 PATIENT = RelayLimits(
     connect_seconds=20, command_seconds=20, block_seconds=20, reply_seconds=20, quit_seconds=1, connections=10
@@ -100,21 +101,24 @@ def server_tls(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext
 
 
 @pytest.fixture
-async def ledger_of(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Callable[..., DatabaseLedger]]:
-    async with AsyncExitStack() as stack:
-        database = await open_database(f"sqlite:///{tmp_path}/store.db")
-        stack.push_async_callback(database.close)
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = await open_database(database_url)
+    yield opened
+    await opened.close()
 
-        def build(kind: type[DatabaseLedger] = DatabaseLedger) -> DatabaseLedger:
-            return kind(
-                database,
-                FileBlobStore(tmp_path / "blobs"),
-                clock=clock,
-                hostname="gateway.test",
-                return_path=MAIL_FROM,
-            )
 
-        yield build
+@pytest.fixture
+def ledger_of(tmp_path: Path, database: Database, clock: FakeClock) -> Callable[..., DatabaseLedger]:
+    def build(kind: type[DatabaseLedger] = DatabaseLedger) -> DatabaseLedger:
+        return kind(
+            database,
+            FileBlobStore(tmp_path / "blobs"),
+            clock=clock,
+            hostname="gateway.test",
+            return_path=MAIL_FROM,
+        )
+
+    return build
 
 
 @pytest.fixture
@@ -122,6 +126,7 @@ def desk_of(
     tmp_path: Path,
     pool_of: Callable[..., RelayPool],
     ledger_of: Callable[..., DatabaseLedger],
+    database: Database,
     clock: FakeClock,
     log: MailLog,
 ) -> Callable[..., Desk]:
@@ -130,6 +135,7 @@ def desk_of(
     ) -> Desk:
         return Desk(
             ledger=ledger_of(ledger),
+            lists=Lists(database),
             pool=pool_of(*urls, limits=limits),
             clock=clock,
             log=log,

@@ -46,7 +46,7 @@ class TestAcceptance:
         assert record.octets is not None
         assert record.message_id.endswith("@example.com>")
         assert record.message_id.encode() in record.octets
-        assert {line["subject"] for line in await desk.ledger.list_emails()} == {"Grüße"}
+        assert {line["subject"] for line in await desk.lists.newest("emails")} == {"Grüße"}
 
     async def test_the_same_request_again_is_answered_and_sent_once(self, desk_of: Build, tmp_path: Path) -> None:
         desk = desk_of("capture:")
@@ -90,7 +90,7 @@ class TestAcceptance:
         assert answer["id"] == ticket.id
         assert re.search(says, " ".join(answer["errors"]))
         assert await desk.ledger.email(ticket.id) is None
-        [line] = await desk.ledger.list_emails()
+        [line] = await desk.lists.newest("emails")
         assert line["disposition"] == "rejected"
 
     async def test_a_later_version_is_parked_not_rejected(self, desk_of: Build, clock: FakeClock) -> None:
@@ -464,7 +464,7 @@ async def test_a_conflict_is_recorded(desk_of: Build) -> None:
     email = request()
     await desk.handle(ticket_of(email))
     await desk.handle(ticket_of(request(id=email.id, text="something else")))
-    assert {line["disposition"] for line in await desk.ledger.list_emails()} == {"relayed", "rejected"}
+    assert {line["disposition"] for line in await desk.lists.newest("emails")} == {"relayed", "rejected"}
 
 
 async def test_no_attempt_begins_that_could_outlast_the_handlers_deadline(desk_of: Build) -> None:
@@ -500,4 +500,4 @@ async def test_a_long_subject_is_listed_in_one_line(desk_of: Build) -> None:
     desk = desk_of("capture:")
     subject = "word " * 40 + "end"
     await desk.handle(ticket_of(request(subject=subject)))
-    assert {line["subject"] for line in await desk.ledger.list_emails()} == {subject}
+    assert {line["subject"] for line in await desk.lists.newest("emails")} == {subject}

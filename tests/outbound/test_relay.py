@@ -262,6 +262,7 @@ class TestPauses:
         async with ScriptedRelay({"banner": "421 4.3.2 not now"}) as relay:
             pool = pool_of(f"smtp://127.0.0.1:{relay.port}")
             lengths = []
+            assert [(item.is_failing, item.is_proven) for item in pool.health] == [(False, False)], "not tried yet"
             for _ in range(8):
                 with pytest.raises(RelayUnusable):
                     await send(pool)
@@ -272,9 +273,13 @@ class TestPauses:
                 clock.now = paused.until
             assert lengths == [5, 10, 20, 40, 80, 160, 300, 300]
             assert relay.connections == 8
+            [health] = pool.health
+            assert health.is_failing, "between two pauses, too: nothing has gone through since"
+            assert "421" in health.why
             relay.script.clear()
             await send(pool)
             assert pool.paused == []
+            assert [(item.is_failing, item.is_proven) for item in pool.health] == [(False, True)]
             assert log.counters["relay-paused"] == 8
             assert log.counters["relay-resumed"] == 1
 

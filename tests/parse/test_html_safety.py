@@ -277,3 +277,17 @@ async def _shown(body: str, folder: Path) -> str:
     async with asyncio.timeout(60):
         shown, _ = await process.communicate()
     return shown.decode("utf-8", "replace")
+
+
+def test_the_styled_form_keeps_its_looks_and_loads_nothing() -> None:
+    given = (
+        '<table bgcolor="#eee" width="600" onclick="x()"><tr><td style="color:red;position:fixed;padding:3px;'
+        'background:url(http://e.example/a);background:u\\72l(b)">'
+        '<a href="http://e.example/">l</a><img src="cid:a"><img src="http://e.example/b"></td></tr></table>'
+    )
+    told = html.sanitise(given, styled=True)
+    assert 'style="color:red;padding:3px"' in told
+    assert '<table bgcolor="#eee" width="600">' in told
+    assert 'target="_blank" rel="noopener noreferrer nofollow"' in told
+    assert told.count("src=") == 1
+    assert "style" not in html.sanitise(given)

@@ -50,8 +50,8 @@ async def filled(
 
 
 def test_a_missing_template_names_the_nearest() -> None:
-    assert TemplateSet([SHIPPED]).problems("invoce", {}) == [
-        Problem("template", "there is no template 'invoce', perhaps invoice?")
+    assert TemplateSet([SHIPPED]).problems("welcom", {}) == [
+        Problem("template", "there is no template 'welcom', perhaps welcome?")
     ]
 
 
@@ -101,7 +101,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
 
 async def test_the_shipped_templates_render_with_their_samples(cage: Cage) -> None:
     templates = TemplateSet([SHIPPED])
-    assert templates.names == ["invoice", "welcome"]
+    assert templates.names == ["invoice", "notices", "welcome"]
     assert await check_samples(templates, cage) == []
 
 

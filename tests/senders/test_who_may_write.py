@@ -62,7 +62,7 @@ class House:
         return await self.line(mail_id)
 
     async def line(self, mail_id: str) -> dict[str, Any]:
-        (row,) = await self.store.mails.list_mails(id=mail_id)
+        (row,) = await self.store.lists.newest("mails", id=mail_id)
         return row
 
     async def work(self) -> None:
@@ -313,7 +313,7 @@ async def test_a_flood_of_forgeries_asks_a_person_only_so_often(house: House) ->
 
 
 async def _last_held(house: House) -> dict[str, Any]:
-    return (await house.store.mails.list_mails(disposition="held"))[-1]
+    return (await house.store.lists.newest("mails", disposition="held"))[-1]
 
 
 async def secret(house: House, person: str, mailbox: str = f"drop@{DOMAIN}", *, days: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""A store on real files, and a clock that stands still until it is moved."""
+"""A store on each engine, blobs on real files, and a clock that stands still until it is moved."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import store_children
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import Database, open_database
 from gateway.store.emails import DatabaseLedger
+from gateway.store.lists import Lists
 from gateway.store.mails import Mails
 
 
@@ -35,8 +36,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await open_database(f"sqlite:///{tmp_path}/store.db")
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = await open_database(database_url)
     yield opened
     await opened.close()
 
@@ -56,6 +57,11 @@ def ledger(database: Database, blobs: FileBlobStore, clock: Clock) -> DatabaseLe
 @pytest.fixture
 def mails(database: Database, blobs: FileBlobStore, clock: Clock) -> Mails:
     return Mails(database, blobs, clock=clock, hostname="mx.test")
+
+
+@pytest.fixture
+def lists(database: Database) -> Lists:
+    return Lists(database)
 
 
 @pytest.fixture

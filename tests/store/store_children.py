@@ -1,4 +1,4 @@
-"""What the kill tests run in a process of its own: `python store_children.py NAME FOLDER [ID]`; also callable in place."""
+"""What the kill tests run in a process of its own: `python store_children.py NAME [URL] [FOLDER] [ID]`; callable in place, too."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gateway.store.mails import Mails
 from gateway.store.posts import NewPost
 
 
-async def deliver(folder: str, mail_id: str) -> None:
+async def deliver(url: str, folder: str, mail_id: str) -> None:
     """Receives a mail and delivers it as a post."""
-    database = await open_database(f"sqlite:///{folder}/store.db")
+    database = await open_database(url)
     mails = Mails(database, FileBlobStore(Path(folder) / "blobs"), clock=utc_now, hostname="mx.test")
     now = utc_now()
     arrived = Envelope(mail_id=mail_id, mail_from="", rcpt_to=("a@localhost",), received_at=now, door="smtp")
@@ -41,9 +41,9 @@ async def deliver(folder: str, mail_id: str) -> None:
     await database.close()
 
 
-async def send(folder: str, email_id: str) -> None:
+async def send(url: str, folder: str, email_id: str) -> None:
     """Accepts an email and relays it, with a claim that runs out at once."""
-    database = await open_database(f"sqlite:///{folder}/store.db")
+    database = await open_database(url)
     ledger = DatabaseLedger(database, FileBlobStore(Path(folder) / "blobs"), clock=utc_now, hostname="mx.test")
     email = SendEmail(id=email_id, to=("ann@example.org",), subject="s", text="t")
     await ledger.record_accepted(
@@ -59,7 +59,7 @@ async def put(folder: str) -> None:
     await FileBlobStore(Path(folder)).put(b"octets")
 
 
-async def relay(folder: str) -> None:
+async def relay(url: str, folder: str) -> None:
     """Publishes events into a file, for ever."""
 
     class Exchange:
@@ -67,13 +67,13 @@ async def relay(folder: str) -> None:
             with open(f"{folder}/published", "a") as file:
                 file.writelines(f"{event.id}\n" for event in events)
 
-    await relay_events(await open_database(f"sqlite:///{folder}/store.db"), Exchange(), stop=Stop(), on_fault=print)
+    await relay_events(await open_database(url), Exchange(), stop=Stop(), on_fault=print)
 
 
-async def open_it(folder: str) -> None:
+async def open_it(url: str) -> None:
     """Opens the store, makes it if need be, twice; fails if that took alembic."""
     for _ in range(2):
-        await (await open_database(f"sqlite:///{folder}/store.db")).close()
+        await (await open_database(url)).close()
     assert "alembic" not in sys.modules
 
 

@@ -120,6 +120,30 @@ async def test_a_store_that_is_away_delays_events_and_loses_none(tmp_path: Path,
     await database.close()
 
 
+async def test_relays_of_several_hosts_tell_each_event_once_and_in_order(
+    database, database_url: str, mails, clock
+) -> None:
+    others = [await open_database(database_url) for _ in range(2)]
+    exchange = Exchange()
+    async with relaying(database, exchange), relaying(others[0], exchange), relaying(others[1], exchange):
+        ids = [await receive(mails, clock, 5) for _ in range(6)]
+        await until(lambda: len(exchange.events) >= 30)
+    told = [CloudEvent.model_validate_json(event.body).subject for event in exchange.events]
+    assert told == [mail_id for batch in ids for mail_id in batch]
+    for each in others:
+        await each.close()
+
+
+async def test_a_relay_that_stopped_hands_its_turn_over_at_once(database, mails, clock) -> None:
+    first, second = Exchange(), Exchange()
+    await receive(mails, clock)
+    async with relaying(database, first, clock=clock):
+        await until(lambda: len(first.events) == 1)
+    await receive(mails, clock)
+    async with relaying(database, second, clock=clock):  # the clock stands still: no turn runs out
+        await until(lambda: len(second.events) == 1)
+
+
 async def test_an_event_committed_after_a_younger_one_was_published_still_goes_out(database, mails, clock) -> None:
     exchange = Exchange()
     await receive(mails, clock, 2)
@@ -166,10 +190,10 @@ async def test_a_subscriber_of_the_real_queue_gets_the_cloud_event(database, mai
     [("events.published.before", 1), ("events.published.before_mark", 2), ("events.published.after_mark", 1)],
 )
 async def test_killed_here_every_event_is_published_at_least_once(
-    tmp_path, database, mails, clock, run_child, place, times
+    tmp_path, database, database_url, mails, clock, run_child, place, times
 ) -> None:
     await receive(mails, clock, 2)
-    assert await run_child("relay", tmp_path, failpoint=place) == -9
+    assert await run_child("relay", database_url, tmp_path, failpoint=place) == -9
     exchange = Exchange()
     async with relaying(database, exchange):
         async with asyncio.timeout(10):

@@ -117,12 +117,12 @@ async def test_a_large_request_and_large_octets_go_to_the_blob_store(ledger, blo
     assert record.octets == octets
 
 
-async def test_an_email_is_rendered_once(ledger) -> None:
+async def test_an_email_is_rendered_once(ledger, lists) -> None:
     email_id = await accepted(ledger)
     assert await ledger.record_rendered(email_id, b"first", subject="Welcome") == b"first"
     assert await ledger.record_rendered(email_id, b"second") == b"first"
     assert (await ledger.email(email_id)).octets == b"first"
-    [line] = await ledger.list_emails()
+    [line] = await lists.newest("emails")
     assert line["subject"] == "Welcome"
 
 
@@ -146,7 +146,7 @@ async def test_an_email_with_send_at_waits_in_the_ledger_until_then(ledger, cloc
     assert (await claim(ledger, email_id, "first")).attempt == 1
 
 
-async def test_a_rejected_request_is_noted_once_and_its_params_stay_out_of_the_event(ledger, database) -> None:
+async def test_a_rejected_request_is_noted_once_and_its_params_stay_out_of_the_event(ledger, lists, database) -> None:
     problems = [Problem("params.name", "'s3cret' is not a number"), Problem("to", "is needed")]
     request_id = new_id()
     for _ in range(2):
@@ -158,7 +158,7 @@ async def test_a_rejected_request_is_noted_once_and_its_params_stay_out_of_the_e
         ("email.rejected", request_id, 2),
     ]
     assert "s3cret" not in json.dumps(told)
-    lines = await ledger.list_emails(disposition="rejected")
+    lines = await lists.newest("emails", disposition="rejected")
     assert {line["id"] for line in lines} == {request_id}
     story = await ledger.story(request_id)
     assert story["disposition"] == "rejected"
@@ -211,10 +211,10 @@ async def test_a_claimed_row_is_nobody_elses_and_a_final_row_nobodys(ledger) -> 
     assert (await try_claim(ledger, email_id)).disposition is Disposition.RELAYED
 
 
-async def test_of_many_who_claim_at_once_one_gets_it(ledger, tmp_path: Path, clock) -> None:
+async def test_of_many_who_claim_at_once_one_gets_it(ledger, database_url: str, blobs, clock) -> None:
     email_id = await accepted(ledger)
-    other_database = await open_database(f"sqlite:///{tmp_path}/store.db")
-    other = DatabaseLedger(other_database, FileBlobStore(tmp_path / "blobs"), clock=clock, hostname="mx.test")
+    other_database = await open_database(database_url)
+    other = DatabaseLedger(other_database, blobs, clock=clock, hostname="mx.test")
     claims = await asyncio.gather(*(try_claim(each, email_id, str(i)) for i in range(20) for each in (ledger, other)))
     assert sum(isinstance(claimed, Claim) for claimed in claims) == 1
     await other_database.close()
@@ -439,24 +439,24 @@ async def test_an_abandoned_claim_is_overdue_and_free_when_reissued(ledger, cloc
 # looking
 
 
-async def test_lists_are_oldest_first_and_filtered(ledger, clock) -> None:
+async def test_lists_are_oldest_first_and_filtered(ledger, lists, clock) -> None:
     ids = []
     for number in range(3):
         ids.append(await accepted(ledger, to=(f"a{number}@example.org", "b@example.org")))
         clock.advance(1)
     rejected = new_id()
     await ledger.record_rejected(rejected, app="shop", problems=[Problem("to", "is needed")])
-    lines = await ledger.list_emails()
+    lines = await lists.newest("emails")
     assert [(line["id"], line["recipient"]) for line in lines] == [
         (email_id, recipient) for n, email_id in enumerate(ids) for recipient in (f"a{n}@example.org", "b@example.org")
     ] + [(rejected, "")]
     wanted = "id recipient disposition template stream attempts copies relay reply enhanced_status message_id next_attempt_at"
     assert all(set(wanted.split()) <= set(line) for line in lines)
     json.dumps(lines)
-    assert [line["id"] for line in await ledger.list_emails(recipient="b@example.org", limit=2)] == ids[1:]
-    assert [line["id"] for line in await ledger.list_emails(limit=1)] == [rejected]
-    assert len(await ledger.list_emails(id=ids[0][:30])) in {2, 4, 6}
-    assert len(await ledger.list_emails(disposition="pending")) == 6
+    assert [line["id"] for line in await lists.newest("emails", recipient="b@example.org", limit=2)] == ids[1:]
+    assert [line["id"] for line in await lists.newest("emails", limit=1)] == [rejected]
+    assert len(await lists.newest("emails", id=ids[0][:30])) in {2, 4, 6}
+    assert len(await lists.newest("emails", disposition="pending")) == 6
 
 
 async def test_a_story_tells_every_step_in_order(ledger, clock) -> None:
@@ -489,12 +489,12 @@ async def test_a_story_tells_every_step_in_order(ledger, clock) -> None:
     ],
 )
 async def test_killed_here_the_ledger_says_what_is_true(
-    tmp_path: Path, run_child, place: str, becomes: str | None
+    database_url: str, tmp_path: Path, blobs, run_child, place: str, becomes: str | None
 ) -> None:
     email_id = new_id()
-    assert await run_child("send", tmp_path, email_id, failpoint=place) == -9
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
-    ledger = DatabaseLedger(database, FileBlobStore(tmp_path / "blobs"), clock=utc_now, hostname="mx.test")
+    assert await run_child("send", database_url, tmp_path, email_id, failpoint=place) == -9
+    database = await open_database(database_url)
+    ledger = DatabaseLedger(database, blobs, clock=utc_now, hostname="mx.test")
     if becomes is None:
         assert await ledger.email(email_id) is None
     else:

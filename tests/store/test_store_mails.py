@@ -14,10 +14,12 @@ import store_children
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
+from gateway.mail.loop_guard import Telling
 from gateway.reply import Reply
 from gateway.store import schema
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import Database, open_database
+from gateway.store.lists import Lists
 from gateway.store.mails import Mails
 from gateway.store.posts import NewAttachment, NewPost
 
@@ -63,7 +65,7 @@ def new_post(clock, **changes: object) -> NewPost:
 
 async def receive(mails: Mails, arrived: Envelope, octets: bytes = OCTETS) -> bool:
     sha256 = hashlib.sha256(octets).hexdigest()
-    return await mails.record_received(arrived, octets, len(octets), sha256, subject="Grüße")
+    return await mails.record_received(arrived, octets, len(octets), sha256, subject="Grüße", telling=Telling())
 
 
 async def events(database: Database) -> list[dict[str, object]]:
@@ -110,12 +112,12 @@ async def test_large_octets_go_to_the_blob_store_and_come_back(mails: Mails, clo
     assert await mails.octets(new_id()) is None
 
 
-async def test_a_subject_learnt_later_fills_an_empty_one(mails: Mails, clock) -> None:
+async def test_a_subject_learnt_later_fills_an_empty_one(mails: Mails, lists: Lists, clock) -> None:
     arrived = envelope(clock)
     await mails.record_received(arrived, OCTETS, len(OCTETS), SHA256)
     await mails.record_received(arrived, OCTETS, len(OCTETS), SHA256, subject="known now")
     await mails.record_received(arrived, OCTETS, len(OCTETS), SHA256, subject="not again")
-    [line] = await mails.list_mails()
+    [line] = await lists.newest("mails")
     assert line["subject"] == "known now"
 
 
@@ -139,7 +141,7 @@ async def test_delivered_writes_delivery_post_attachments_and_both_events_togeth
     assert not {"Grüße", "hello"} & {str(value) for event in told for value in event["data"].values()}
 
 
-async def test_a_final_delivery_is_never_changed(mails: Mails, clock, database: Database) -> None:
+async def test_a_final_delivery_is_never_changed(mails: Mails, lists: Lists, clock, database: Database) -> None:
     arrived = envelope(clock)
     await receive(mails, arrived)
     one = (arrived.mail_id, "posts@localhost", "posts@localhost")
@@ -152,12 +154,12 @@ async def test_a_final_delivery_is_never_changed(mails: Mails, clock, database: 
     assert not await mails.record_dead(*one, "late")
     assert not await mails.record_deferred(*one[:2], reason="late", attempts=1, next_attempt_at=clock())
     assert await events(database) == before
-    assert len(await mails.list_posts()) == 1
+    assert len(await lists.newest("posts")) == 1
 
 
 @pytest.mark.parametrize("fact", ["held", "failed", "discarded", "dead"])
 async def test_each_other_end_is_recorded_once_with_its_event(
-    mails: Mails, clock, database: Database, fact: str
+    mails: Mails, lists: Lists, clock, database: Database, fact: str
 ) -> None:
     arrived = envelope(clock)
     await receive(mails, arrived)
@@ -165,7 +167,7 @@ async def test_each_other_end_is_recorded_once_with_its_event(
     assert await verb(arrived.mail_id, "posts@localhost", "posts@localhost", "why")
     assert not await verb(arrived.mail_id, "posts@localhost", "posts@localhost", "why")
     assert [event["type"] for event in await events(database)] == ["mail.received", f"mail.{fact}"]
-    [line] = await mails.list_mails(disposition=fact)
+    [line] = await lists.newest("mails", disposition=fact)
     assert (line["reason"], line["mailbox"]) == ("why", "posts@localhost")
 
 
@@ -208,7 +210,7 @@ async def test_hostile_text_is_kept_as_text(mails: Mails, clock) -> None:
     assert post["author"] == "'; DROP TABLE posts;--\u202e"
 
 
-async def test_lists_are_oldest_first_and_filtered(mails: Mails, clock) -> None:
+async def test_lists_are_oldest_first_and_filtered(mails: Mails, lists: Lists, clock) -> None:
     ids = []
     for i in range(3):
         arrived = envelope(clock, f"a{i}@localhost", "b@localhost")
@@ -216,7 +218,7 @@ async def test_lists_are_oldest_first_and_filtered(mails: Mails, clock) -> None:
         await receive(mails, arrived)
         await mails.record_delivered(arrived.mail_id, "b@localhost", "b@localhost", new_post(clock, title=str(i)))
         clock.advance(1)
-    lines = await mails.list_mails()
+    lines = await lists.newest("mails")
     assert [(line["id"], line["rcpt_to"]) for line in lines] == [
         (mail_id, rcpt_to) for i, mail_id in enumerate(ids) for rcpt_to in (f"a{i}@localhost", "b@localhost")
     ]
@@ -235,13 +237,13 @@ async def test_lists_are_oldest_first_and_filtered(mails: Mails, clock) -> None:
     ]
     assert set(wanted) <= set(lines[0])
     json.dumps(lines)
-    assert [line["rcpt_to"] for line in await mails.list_mails(id=ids[1])] == ["a1@localhost", "b@localhost"]
-    assert len(await mails.list_mails(disposition="delivered")) == 3
-    assert [line["id"] for line in await mails.list_mails(rcpt_to="b@localhost", limit=2)] == ids[1:]
-    posts = await mails.list_posts(limit=2)
+    assert [line["rcpt_to"] for line in await lists.newest("mails", id=ids[1])] == ["a1@localhost", "b@localhost"]
+    assert len(await lists.newest("mails", disposition="delivered")) == 3
+    assert [line["id"] for line in await lists.newest("mails", rcpt_to="b@localhost", limit=2)] == ids[1:]
+    posts = await lists.newest("posts", limit=2)
     assert [post["title"] for post in posts] == ["1", "2"]
     assert {"id", "mailbox", "author", "title", "created_at", "attachments"} <= set(posts[0])
-    assert await mails.list_mails(id="%") == []
+    assert await lists.newest("mails", id="%") == []
 
 
 async def test_ids_are_found_by_their_beginning(mails: Mails, clock) -> None:
@@ -271,11 +273,13 @@ async def test_a_story_tells_every_step_in_order(mails: Mails, clock) -> None:
 
 
 @pytest.mark.parametrize("place", ["store.received.after", "store.delivered.before", "store.delivered.after"])
-async def test_killed_here_and_run_again_the_post_is_there_once(tmp_path: Path, run_child, place: str) -> None:
+async def test_killed_here_and_run_again_the_post_is_there_once(
+    database_url: str, tmp_path: Path, run_child, place: str
+) -> None:
     mail_id = new_id()
-    assert await run_child("deliver", tmp_path, mail_id, failpoint=place) == -9
-    await store_children.deliver(str(tmp_path), mail_id)
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
+    assert await run_child("deliver", database_url, tmp_path, mail_id, failpoint=place) == -9
+    await store_children.deliver(database_url, str(tmp_path), mail_id)
+    database = await open_database(database_url)
     told = await events(database)
     assert [event["type"] for event in told] == ["mail.received", "mail.delivered", "post.created"]
     await database.close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
-import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -14,8 +15,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from gateway.errors import SettingsError
-from gateway.store import migrations, schema
-from gateway.store.database import Database, open_database
+from gateway.store import migrations, published, schema
+from gateway.store.database import Database, open_as_it_is, open_database
+from gateway.store.postgresql import PostgresDatabase
+from gateway.store.postgresql_url import parse_postgresql_url
+
+
+def database_of(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
 
 
 def _tables(path: Path) -> dict[str, list[tuple[object, ...]]]:
@@ -23,11 +30,12 @@ def _tables(path: Path) -> dict[str, list[tuple[object, ...]]]:
         names = [
             name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')")
         ]
+        views = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY name").fetchall()
         found = {name: connection.execute(f"PRAGMA table_xinfo({name})").fetchall() for name in names}
         for name in names:
             found[f"{name} keys"] = connection.execute(f"PRAGMA foreign_key_list({name})").fetchall()
             found[f"{name} index"] = connection.execute(f"PRAGMA index_xinfo({name})").fetchall()
-    return found
+    return found | {"views": views}
 
 
 def _make_by_migrations(path: Path) -> None:
@@ -46,6 +54,57 @@ async def test_migrations_and_tables_say_the_same(tmp_path: Path) -> None:
     led, made = _tables(tmp_path / "led.db"), _tables(tmp_path / "made.db")
     assert led == made
     assert "ix_outbox_unpublished" in led
+    assert {name for name, _ in led["views"]} == set(published.VIEWS)
+
+
+_SERVER_TABLES = (
+    "SELECT table_name, column_name, data_type, collation_name, is_nullable, column_default"
+    " FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2",
+    "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1",
+    "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1",
+    "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1",
+)
+
+
+def _lead_up(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
+    migrations.run_alembic(connection)
+
+
+async def test_migrations_and_tables_say_the_same_to_a_server(postgres_server) -> None:
+    led, made = (postgres_server.new_database(is_bare=True) for _ in range(2))
+    database = PostgresDatabase(parse_postgresql_url(postgres_server.url(led)))
+    await database.open()
+    await database.write(_lead_up)
+    await database.close()
+    await (await open_database(postgres_server.url(made))).close()
+    for query in _SERVER_TABLES:
+        assert postgres_server.run(query, led) == postgres_server.run(query, made)
+    assert "published_emails" in postgres_server.run(_SERVER_TABLES[3], led)
+
+
+async def test_an_older_store_is_led_up_and_what_its_emails_attach_is_noted(bare_database_url: str) -> None:
+    blob = "sha256:" + "a" * 64
+    request = json.dumps({"attachments": [{"filename": "f", "blob": blob}, {"filename": "g", "blob": blob}]}).encode()
+
+    def older(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
+        migrations.run_alembic(connection, "0001")
+        now = datetime.now(UTC)
+        facts = dict.fromkeys(("content_hash", "stream", "on_unknown", "message_id"), "x")
+        connection.execute(sa.insert(schema.emails), facts | {"id": "1", "accepted_at": now, "expires_at": now})
+        kept = {"email_id": "1", "kind": "request", "size": len(request), "octets": request}
+        connection.execute(sa.insert(schema.email_octets), kept)
+
+    database = await open_as_it_is(bare_database_url)
+    await database.write(older)
+    assert await migrations.current_version(database) == "0001"
+    await database.close()
+    led = await open_database(bare_database_url)
+    assert await migrations.current_version(led) == migrations.HEAD
+    noted = sa.select(schema.email_attachments.c.email_id, schema.email_attachments.c.blob)
+    assert [tuple(row) for row in await led.read(lambda c: c.execute(noted).all())] == [("1", blob)]
+    await led.close()
 
 
 def test_the_last_known_version_is_the_last_migration() -> None:
@@ -57,40 +116,43 @@ def test_the_last_known_version_is_the_last_migration() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
 
 
-async def test_a_new_store_is_made_quickly_and_has_an_epoch(tmp_path: Path) -> None:
-    started = time.monotonic()
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
-    assert time.monotonic() - started < 0.5
+async def test_a_new_store_has_an_epoch(bare_database_url: str) -> None:
+    database = await open_database(bare_database_url)
     query = sa.select(schema.meta.c.value).where(schema.meta.c.key == "epoch")
     assert await database.read(lambda connection: connection.execute(query).scalar_one())
     assert await migrations.current_version(database) == migrations.HEAD
     await database.close()
 
 
-async def test_processes_that_start_together_make_one_schema_without_alembic(tmp_path: Path, run_child) -> None:
-    assert await asyncio.gather(*(run_child("open", tmp_path) for _ in range(3))) == [0, 0, 0]
+async def test_processes_that_start_together_make_one_schema_without_alembic(bare_database_url: str, run_child) -> None:
+    assert await asyncio.gather(*(run_child("open", bare_database_url) for _ in range(3))) == [0, 0, 0]
 
 
-async def _refusal(path: Path) -> str:
+async def _refusal(url: str) -> str:
     with pytest.raises(SettingsError) as refused:
-        await open_database(f"sqlite:///{path}")
+        await open_database(url)
     return str(refused.value)
 
 
-async def test_a_newer_schema_is_refused_in_words(tmp_path: Path) -> None:
-    database = await open_database(f"sqlite:///{tmp_path}/store.db")
+async def test_a_newer_schema_is_refused_in_words(bare_database_url: str) -> None:
+    database = await open_database(bare_database_url)
     await database.write(
-        lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num='9999'"))
+        lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num='9999'")).rowcount
     )
     await database.close()
-    assert "schema 9999, newer than" in await _refusal(tmp_path / "store.db")
+    assert "schema 9999, newer than" in await _refusal(bare_database_url)
 
 
-async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
+async def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "store.db") as other:
         other.execute("CREATE TABLE recipes (name TEXT)")
     other.close()
-    assert "not the gateway's" in await _refusal(tmp_path / "store.db")
+    assert "not the gateway's" in await _refusal(f"sqlite:///{tmp_path}/store.db")
+
+
+async def test_somebody_elses_database_is_refused(bare_postgres_url: str, postgres_server) -> None:
+    postgres_server.run("CREATE TABLE recipes (name text)", database_of(bare_postgres_url))
+    assert "not the gateway's" in await _refusal(bare_postgres_url)
 
 
 async def test_moments_are_compared_as_moments_whatever_their_offset(database: Database) -> None:

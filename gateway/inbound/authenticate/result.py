@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from gateway.mail.people import person_key
+
 
 class Result(StrEnum):
     """What one mechanism found (RFC 8601, section 2.7)."""
@@ -88,6 +90,16 @@ class Authentication:
     def is_proven(self) -> bool:
         """Whether the domain of `author` vouches for this mail."""
         return self.verdict is Result.PASS and bool(self.author)
+
+    def verifies(self, mail_from: str) -> bool:
+        """Whether a notice to the envelope's sender reaches who wrote the mail: its domain vouches, and it is the author's
+        own address, or one that the sending host may speak for.
+        """
+        return (
+            self.is_proven
+            and bool(mail_from)
+            and (person_key(mail_from) == self.author or (self.aligned_by == "spf" and self.spf.result is Result.PASS))
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -14,7 +14,7 @@ from gateway.mail.parse import fast
 from gateway.mail.parse.guards import DEFAULT_LIMITS, Limits, TooComplex, check
 from gateway.mail.parse.tree import ParsedAttachment, ParsedMail, Person, from_transport
 
-__all__ = ["Cage", "ParsedAttachment", "ParsedMail", "Person", "TooComplex", "parse"]
+__all__ = ["Cage", "ParsedAttachment", "ParsedMail", "Person", "TooComplex", "parse", "parse_styled"]
 
 _CPU_SECONDS = 2.0
 _CPU_SECONDS_PER_MEGABYTE = 0.1
@@ -44,10 +44,17 @@ async def parse(octets: bytes, cage: Cage, *, limits: Limits | None = None) -> P
     if limits is not None:
         await asyncio.to_thread(check, octets, limits)
     mail = fast.read(octets) if small else await asyncio.to_thread(fast.read, octets)
-    if mail is not None:
-        return mail
+    return mail if mail is not None else await _parse_caged(octets, cage, {})
+
+
+async def parse_styled(octets: bytes, cage: Cage) -> ParsedMail:
+    """The same mail with the looks of its html (`html.sanitise`), for a view in a frame; always in the cage."""
+    return await _parse_caged(octets, cage, {"styled": True})
+
+
+async def _parse_caged(octets: bytes, cage: Cage, request: dict[str, Any]) -> ParsedMail:
     await asyncio.to_thread(check, octets, DEFAULT_LIMITS)
     cpu_seconds = _CPU_SECONDS + _CPU_SECONDS_PER_MEGABYTE * len(octets) / 2**20
     job = "gateway.mail.parse.fallback:parse_job"
-    values, contents = await cage.run(job, {}, octets, cpu_seconds=cpu_seconds, wall_seconds=_WALL_SECONDS)
+    values, contents = await cage.run(job, request, octets, cpu_seconds=cpu_seconds, wall_seconds=_WALL_SECONDS)
     return from_transport(values, contents)

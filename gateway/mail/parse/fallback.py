@@ -24,13 +24,15 @@ _BLANK_BEFORE_COLON = re.compile(rb"^([!-9;-~]+)[ \t]+:", re.MULTILINE)
 
 
 def parse_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], bytes]:
-    """The cage's entry: `request` may carry `limits`, values of guards.Limits by name."""
-    return to_transport(parse_octets(octets, Limits(**request.get("limits", {}))))
+    """The cage's entry: `request` may carry `limits`, values of guards.Limits by name, and `styled` (`html.sanitise`)."""
+    limits = Limits(**request.get("limits", {}))
+    return to_transport(parse_octets(octets, limits, styled=bool(request.get("styled"))))
 
 
-def parse_octets(octets: bytes, limits: Limits = DEFAULT_LIMITS) -> ParsedMail:
+def parse_octets(octets: bytes, limits: Limits = DEFAULT_LIMITS, *, styled: bool = False) -> ParsedMail:
     """Parses in this process; only for the cage and for tests."""
-    return read_mail(Scan(octets=without_envelope_line(octets), limits=limits, read_header=_compat32_header))
+    octets = without_envelope_line(octets)
+    return read_mail(Scan(octets=octets, limits=limits, read_header=_compat32_header, styled=styled))
 
 
 def _compat32_header(block: bytes) -> Iterable[tuple[str, str]]:

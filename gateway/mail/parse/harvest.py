@@ -151,7 +151,7 @@ class _Harvest:
             raise TooComplex(
                 f"more than {self.scan.limits.html_tag_characters} characters from one html tag to the next"
             )
-        return Section(html=html.sanitise(text))
+        return Section(html=html.sanitise(text, styled=self.scan.styled))
 
     def _plain(self, leaf: Part, text: str) -> str:
         if leaf.content_type in ("text/enriched", "text/richtext"):
@@ -178,7 +178,7 @@ class _Harvest:
             self.spare.append(
                 Section(
                     text=found.text.replace("\r\n", "\n").rstrip() or None,
-                    html=html.sanitise(found.html) if found.html else None,
+                    html=html.sanitise(found.html, styled=self.scan.styled) if found.html else None,
                 )
             )
         return not found.skipped and bool(found.files or found.text or found.html)

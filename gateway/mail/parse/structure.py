@@ -71,6 +71,7 @@ class Scan:
     limits: Limits
     read_header: HeaderReader = split_header
     clean_base64: Base64Decoder | None = None
+    styled: bool = False  # whether html keeps its looks (see `html.sanitise`)
     defects: list[str] = field(default_factory=list)
     parts: int = 0
     header_bytes: int = 0

@@ -14,12 +14,13 @@ import sqlalchemy as sa
 
 from gateway.errors import Problem, SettingsError
 from gateway.mail.ids import new_id
-from gateway.store import schema
+from gateway.store import published, schema
+from gateway.store.locks import hold_name
 
 if TYPE_CHECKING:
     from gateway.store.database import Database
 
-KNOWN_VERSIONS = ("0001", "0002", "0003")
+KNOWN_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 HEAD = KNOWN_VERSIONS[-1]
 
 _stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
@@ -27,8 +28,12 @@ _stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.
 
 async def upgrade(database: Database) -> None:
     """Brings the schema to this gateway's version; raises SettingsError where that cannot be."""
-    if await current_version(database) != HEAD:
-        await database.write(_bring_up_to_date)
+    await database.write(_bring_up_to_date)
+
+
+async def is_up_to_date(database: Database) -> bool:
+    """Whether the schema is this gateway's own."""
+    return await current_version(database) == HEAD
 
 
 async def current_version(database: Database) -> str | None:
@@ -37,6 +42,7 @@ async def current_version(database: Database) -> str | None:
 
 
 def _bring_up_to_date(connection: sa.Connection) -> None:
+    hold_name(connection, "schema")
     version = _version(connection)
     if version == HEAD:
         return
@@ -63,6 +69,7 @@ def _version(connection: sa.Connection) -> str | None:
 
 def _create(connection: sa.Connection) -> None:
     schema.metadata.create_all(connection, checkfirst=False)
+    published.make_views(connection)
     connection.execute(sa.insert(schema.meta), {"key": "epoch", "value": new_id()})
     _stamp.create(connection)
     connection.execute(sa.insert(_stamp), {"version_num": HEAD})

@@ -1,0 +1,1 @@
+"""Alarms: what admins are told.  `conditions` judges, the `book` remembers, `sending` tells, `watch` runs the three."""

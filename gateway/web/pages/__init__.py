@@ -1,0 +1,67 @@
+"""The pages: server-rendered, readable without JavaScript; nobody should have to ask what became of a mail.
+
+Flow: browser → guard (who asks) → here → store, queue and the operator's desk.  Each subject is a module with `add_routes`;
+`view` has the templates and headers, `live` what moves.  Promises: strict Content-Security-Policy on every answer, nothing
+inline, nothing from elsewhere; what strangers wrote is text, or stands in a frame that can do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from gateway.web.guard import wants_html
+from gateway.web.login import FormView
+from gateway.web.pages import captured, emails, mails, overview, posts, status, waiting
+from gateway.web.pages.desk import Desk, NoSuchPage, OurFault, fault_page, page_route
+from gateway.web.pages.view import View, static_files, static_response
+
+__all__ = ["Desk", "answer_people", "create_pages", "show_form"]
+
+
+def create_pages(desk: Desk) -> APIRouter:
+    """The routes of all pages, for the application to include."""
+    router = APIRouter(route_class=page_route(desk.view), include_in_schema=False)
+    files = static_files()
+
+    @router.get("/static/{path:path}")
+    async def static(path: str) -> Response:
+        if path not in files:
+            raise NoSuchPage("there is no such file")
+        return static_response(*files[path])
+
+    for subject in (overview, mails, emails, posts, captured, waiting, status):
+        subject.add_routes(router, desk)
+    return router
+
+
+def show_form(view: View) -> Callable[[Request, FormView], str]:
+    """Renders the forms of login and invitation as pages of this house."""
+
+    def show(request: Request, form: FormView) -> str:
+        return view.render(f"{form.kind}.html", form=form)
+
+    return show
+
+
+def answer_people(api: FastAPI, view: View) -> None:
+    """Lets errors of a browser's requests end as pages wherever they come from; programs keep their problem+json."""
+    plain: Any = api.exception_handlers[HTTPException]
+    broken: Any = api.exception_handlers[Exception]
+
+    async def missing(request: Request, error: Any) -> Response:
+        told: Response = await plain(request, error)
+        is_page = error.status_code == 404 and wants_html(request.scope)
+        return fault_page(view, request, NoSuchPage("there is no page at this address")) if is_page else told
+
+    async def fault(request: Request, error: Any) -> Response:
+        told: Response = await broken(request, error)
+        is_page = wants_html(request.scope)
+        return fault_page(view, request, OurFault("something broke while this page was made")) if is_page else told
+
+    api.add_exception_handler(HTTPException, missing)
+    api.add_exception_handler(Exception, fault)
