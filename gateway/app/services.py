@@ -104,6 +104,7 @@ async def build_people(parts: Parts, stack: AsyncExitStack) -> Service:
         router=router(settings),
         submit=client,
         log=parts.log,
+        public_url=settings.public_url,
     )
 
     async def service(stop: Stop) -> None:

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 from fake_dns import FakeDns
@@ -18,6 +19,7 @@ from sender_desk import MEMBER_HOST, STRANGER_HOST, envelope, mail, signed, zone
 from gateway import app, settings
 from gateway.app.making import people_file, router
 from gateway.app.trades import ingest_trade
+from gateway.app.web import open_web
 from gateway.client import Client
 from gateway.contract.email_send import parse_send_email
 from gateway.errors import PermanentFailure
@@ -48,6 +50,7 @@ class House:
     asker: Asker
     log: StringIO
     dns: FakeDns
+    web: Any
 
     async def bring(self, octets: bytes, to: str = f"photos@{DOMAIN}", **facts: Any) -> dict[str, Any]:
         """A mail by the front door, worked to its end; returns its line of the list."""
@@ -118,7 +121,16 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
             store.confirmations, desk, who=app.open_who(found), router=router(found), submit=client, log=parts.log
         )
         yield House(
-            found, store, broker, await parts.intake(stack), trade.handlers[MAIL_INBOUND], desk, asker, log, dns
+            found,
+            store,
+            broker,
+            await parts.intake(stack),
+            trade.handlers[MAIL_INBOUND],
+            desk,
+            asker,
+            log,
+            dns,
+            (await open_web(parts, stack)).app,
         )
 
 
@@ -278,6 +290,33 @@ async def _requests(house: House, mail_id: str) -> AsyncIterator[str]:
     query = sa.select(deliveries.c.confirmation_id).where(deliveries.c.mail_id == mail_id)
     for item in await house.store.database.read(lambda connection: connection.execute(query).scalars().all()):
         yield item
+
+
+async def test_the_page_shows_the_mails_and_takes_each_answer_by_post_only(house: House) -> None:
+    await register(house, "olga")
+    first, second = [await house.bring(from_("olga", f"number {number}")) for number in range(2)]
+    assert len(await house.asked("olga")) == 1
+    (request_id,) = {item async for item in _requests(house, first["id"])}
+    token = house.desk.link_token(request_id)
+    transport = httpx.ASGITransport(house.web, client=("127.0.0.1", 5))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8025") as browser:
+        shown = await browser.get(f"/confirm/{token}")
+        assert shown.status_code == 200
+        assert shown.text.count("A day") == 2
+        assert "default-src 'none'" in shown.headers["content-security-policy"]
+        for verb in ("yes", "no"):
+            assert (await browser.get(f"/confirm/{token}/{verb}")).status_code in (404, 405)
+        assert (await house.line(first["id"]))["disposition"] == "held"
+        answers = {"yes": first["id"], "no": second["id"]}
+        for verb, mail_id in answers.items():
+            answer = await browser.post(f"/confirm/{token}/{verb}", data={"mail": mail_id})
+            assert answer.status_code == 303, answer.text
+            await house.work()
+        assert (await house.line(first["id"]))["disposition"] == "delivered"
+        assert (await house.line(second["id"]))["disposition"] == "discarded"
+        assert "nothing to decide" in (await browser.get(f"/confirm/{token}")).text
+        assert (await browser.get(f"/confirm/{token[:-1]}")).status_code == 404
+        assert (await browser.post(f"/confirm/{token[:-1]}/yes")).status_code == 404
 
 
 async def test_an_unanswered_question_expires_and_its_mail_stays_held_in_sight(house: House) -> None:
