@@ -319,6 +319,18 @@ async def test_the_page_shows_the_mails_and_takes_each_answer_by_post_only(house
         assert (await browser.post(f"/confirm/{token[:-1]}/yes")).status_code == 404
 
 
+async def test_the_mails_page_says_how_far_the_sender_is_proven(house: House) -> None:
+    proven = await house.bring(signed(from_("whoever", "proven")), f"open@{DOMAIN}")
+    unproven = await house.bring(from_("whoever", "unproven"), f"open@{DOMAIN}")
+    transport = httpx.ASGITransport(house.web, client=("127.0.0.1", 5))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8025") as browser:
+        page = (await browser.get(f"/mails/{proven['id']}")).text
+        assert "whoever@example.org: example.org vouches for it (dkim)" in page
+        assert "SPF fail, DKIM pass, DMARC pass" in page
+        page = (await browser.get(f"/mails/{unproven['id']}")).text
+        assert "neither a signature nor the sending host vouches for example.org" in page
+
+
 async def test_an_unanswered_question_expires_and_its_mail_stays_held_in_sight(house: House) -> None:
     await register(house, "fred")
     held = await house.bring(from_("fred"))
