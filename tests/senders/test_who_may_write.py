@@ -252,12 +252,17 @@ async def test_what_is_no_persons_yes_lets_nothing_through(
     assert (await house.line(held["id"]))["disposition"] == "held"
 
 
+def altered(token: str) -> str:
+    """The token with another letter well inside its proof: the last letter has bits that say nothing."""
+    return token[:-5] + ("a" if token[-5] != "a" else "b") + token[-4:]
+
+
 async def test_a_forged_answer_address_is_an_ordinary_plus_address(house: House) -> None:
     await register(house, "dora")
     held = await house.bring(from_("dora"))
     (email,) = await house.asked("dora")
     local, _, domain = _only(email.reply_to).rpartition("@")
-    forged = f"{local[:-1]}{'a' if local[-1] != 'a' else 'b'}@{domain}"
+    forged = f"{altered(local)}@{domain}"
     row = await house.bring(mail("dora@example.org", "yes"), forged)
     assert row["disposition"] == "held"
     assert (await house.line(held["id"]))["disposition"] == "held"
@@ -272,7 +277,7 @@ async def test_a_page_looks_without_changing_and_answers_by_name(house: House) -
     looked = await house.desk.look(token)
     assert looked is not None
     assert [item["id"] for item in looked.mails] == [first["id"], second["id"]]
-    assert await house.desk.look(token[:-1] + "a" if token[-1] != "a" else token[:-1] + "b") is None
+    assert await house.desk.look(altered(token)) is None
     assert (await house.desk.confirm(request_id, [first["id"]])).startswith("confirmed: 1")
     await house.work()
     assert (await house.line(first["id"]))["disposition"] == "delivered"
