@@ -17,6 +17,7 @@ from gateway.app import Store, open_queue, open_store, open_templates
 from gateway.client import Client, queue_file
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError, StoreUnavailable
 from gateway.mail.ids import new_id
+from gateway.mail.people import person_key
 from gateway.mail.tokens import INVITATION
 from gateway.runtime import utc_now
 from gateway.settings import Settings
@@ -74,6 +75,8 @@ async def rows(settings: Settings, kind: Any, filters: Mapping[str, Any]) -> lis
     async with _existing_store(settings) as store:
         if store is None:
             return []
+        if kind == "people":
+            return [{"address": person.address, "name": person.name} for person in await store.people.all()]
         if kind in {"users", "keys"}:
             return await (store.access.users() if kind == "users" else store.access.keys())
         return await store.lists.newest(kind, **filters)
@@ -118,7 +121,9 @@ async def discard(settings: Settings, item: str) -> int:
         return await operator.discard(item) if operator else 0
 
 
-async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str) -> list[dict[str, Any]]:
+async def explain(
+    settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str, *, client: str = "", helo: str = ""
+) -> list[dict[str, Any]]:
     """What ingestion would decide about a mail, and why, for each recipient; writes nothing."""
     from gateway.inbound.decide import Decider
     from gateway.inbound.explain import explain
@@ -126,10 +131,17 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
 
     app.check_values(settings)
     envelope = Envelope(
-        mail_id=new_id(), mail_from=mail_from, rcpt_to=tuple(rcpt_to), received_at=utc_now(), door="explain"
+        mail_id=new_id(),
+        mail_from=mail_from,
+        rcpt_to=tuple(rcpt_to),
+        received_at=utc_now(),
+        door="explain",
+        client=client,
+        helo=helo,
     )
     support = app.open_support(settings, is_look=True)
-    router = app.router(settings, support)
+    who = app.open_who(settings, is_look=True)
+    router = app.router(settings, support, who)
     async with app.open_cage(settings) as cage, _existing_store(settings) as store:
         decider = Decider(
             cage=cage,
@@ -137,6 +149,8 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
             mailboxes=app.mailboxes(settings, support),
             clock=utc_now,
             threads=store.mails if store else None,
+            authenticate=app.open_authenticator(settings, cage).authenticate,
+            who=who,
         )
         return await explain(octets, envelope, decider, router)
 
@@ -159,6 +173,39 @@ async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any
         if operator is None:
             raise PermanentFailure(f"nothing is known of {items[0]}")
         return await operator.replay(items)
+
+
+async def add_person(settings: Settings, address: str, name: str) -> None:
+    async with open_store(settings) as store:
+        await store.people.add(address, name)
+
+
+async def remove_person(settings: Settings, address: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.people.remove(address)
+
+
+async def rotate_addresses(settings: Settings, address: str) -> bool:
+    """A person's secret addresses made so far are void from now on."""
+    async with open_store(settings) as store:
+        return await store.people.rotate(address)
+
+
+async def new_address(settings: Settings, person: str, mailbox: str, *, days: int | None) -> str:
+    """A secret address for a registered person; raises PermanentFailure."""
+    app.check_values(settings)
+    async with _existing_store(settings) as store:
+        found = (
+            [item for item in await store.people.all() if person_key(item.address) == person_key(person)]
+            if store
+            else []
+        )
+    if not found:
+        raise PermanentFailure(f"{person} is not registered: gateway people add {person}")
+    try:
+        return app.open_who(settings).new_address(app.router(settings).route(mailbox), mailbox, found[0], days=days)
+    except ValueError as error:
+        raise PermanentFailure(str(error)) from None
 
 
 async def cancel(settings: Settings, item: str) -> int:

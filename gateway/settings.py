@@ -89,7 +89,7 @@ class MailboxTable(_Table):
 
     address: str
     kind: str
-    who: Literal["anyone"] = "anyone"
+    who: Literal["anyone", "members", "secret"] = "anyone"
 
 
 class LimitsTable(_Table):
@@ -171,6 +171,12 @@ class Settings(_Table):
     admins: tuple[AdminTable, ...] = Field((), description="admins with from_severity and topics")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
+    dns_servers: tuple[str, ...] = Field((), description="who answers about senders; default: the system's servers")
+    trusted_authserv_id: str = Field("", description="our mail server's name in its Authentication-Results")
+    junk_headers: tuple[str, ...] = Field(
+        ("X-Spam-Flag", "X-Spam-Status", "X-Spam"), description="fields whose yes says a mail is junk"
+    )
+    confirm_within: Seconds = Field(7 * 86400.0, description="how long a person has to confirm held mails")
     notices: NoticesTable = NoticesTable()
     limits: LimitsTable = LimitsTable()
 

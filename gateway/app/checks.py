@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import admin_of, is_loopback, ladder, mailboxes, notice_delays, our_names, relay_spec, router
+from gateway.app.making import (
+    admin_of,
+    is_loopback,
+    ladder,
+    mailboxes,
+    notice_delays,
+    our_names,
+    relay_spec,
+    resolver,
+    router,
+)
 from gateway.client import open_broker, queue_file
 from gateway.errors import Problem, SettingsError
 from gateway.pending import open_pending
@@ -32,6 +42,8 @@ def check_values(settings: Settings) -> None:
         ("database_url", lambda: database_file(settings)),
         ("cache_url", lambda: open_pending(settings.cache_url)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("dns_servers", lambda: resolver(settings)),
+        ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
         ("trusted_hosts", lambda: our_names(settings)),
         ("limits.room", lambda: _check_room(settings)),
     ]
@@ -68,6 +80,11 @@ def _listen_address(text: str) -> Any:
     from gateway.inbound.listen import parse_listen
 
     return parse_listen(text)
+
+
+def _check_authserv_id(text: str) -> None:
+    if text and (len(text.split()) != 1 or not text.isascii() or set(text) & set(";()")):
+        raise ValueError(f"{text!r} is not a name like mx.example.org")
 
 
 def _check_blobs(url: str) -> None:

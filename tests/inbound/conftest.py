@@ -57,7 +57,7 @@ class House:
     database: Database | None = None
     ingest: Ingest | None = None
     store_url: str = ""
-    judge: Judge = lambda envelope, octets, text: Telling()  # everybody may be told
+    judge: Judge = lambda envelope, octets, text="", *, is_verified=False: Telling()  # everybody may be told
 
     @property
     def lists(self) -> Lists:

@@ -105,7 +105,7 @@ async def test_what_no_turn_could_work_is_recorded_dead_with_the_last_one(house:
     ingest = await house.open_ingest(ladder="1s")
     ticket = await accept(house, b"Subject: x\r\n\r\nx\r\n", "posts@localhost")
 
-    async def read(octets: bytes) -> Any:
+    async def read(*given: Any) -> Any:
         raise ZeroDivisionError("a bug of ours")
 
     ingest.decider.read = read  # type: ignore[method-assign]
