@@ -92,7 +92,7 @@ async def test_a_damaged_blob_climbs_the_ladder_and_heals_when_the_mail_comes_ag
     path.write_bytes(b"x" * len(LARGE))
     last = Ticket(queue=MAIL_INBOUND, id=ticket.id, body=b"", headers=ticket.headers, attempt=1)
     for turn in (ticket, last):
-        with pytest.raises(TransientFailure, match="is damaged on disk") as caught:
+        with pytest.raises(TransientFailure, match="is damaged") as caught:
             await ingest.handle(turn)
         assert caught.value.owner is FaultOwner.CONTENT, "it climbs the ladder"
     assert await rows(house) == [("posts@localhost", "dead", len(LARGE))]
