@@ -42,7 +42,9 @@ def is_alive(pid: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The cage's children among all of them: services of other tests may live beside them."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in found if b"gateway.cage" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 async def pids(cage: Cage) -> int:
@@ -181,8 +183,7 @@ async def test_a_ctrl_c_to_the_whole_group_leaves_the_children_to_their_parent(c
 async def test_leaving_ends_every_child() -> None:
     async with Cage(children=3, allow=(JOBS,)) as cage:
         await until(lambda: cage._idle.qsize() == 4)
-        started = children_of(os.getpid())
-        assert len(started) == 4
+        assert len(children_of(os.getpid())) == 4
     assert children_of(os.getpid()) == []
 
 

@@ -16,7 +16,7 @@ from mta import Mta
 from premises import DOMAIN, Site
 
 POSTS = f"posts@{DOMAIN}"
-TRANSPORTS = pytest.mark.parametrize("transport", ["lmtp", "pipe"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["lmtp", pytest.param("pipe", marks=pytest.mark.long)])
 
 
 def mail(name: str, size: int = 0) -> bytes:
@@ -86,6 +86,7 @@ def _set_python(libexec: Path, python: str) -> None:
     wrapper.write_text(wrapper.read_text().replace("python=/usr/bin/python3", f"python={python}"))
 
 
+@pytest.mark.long
 def test_a_broken_python_or_client_defers_every_mail(make_site: Callable[[str], Site]) -> None:
     site = make_site("pipe")
     site.start_gateway()
