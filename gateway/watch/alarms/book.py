@@ -210,12 +210,12 @@ class AlarmBook:
             self._raise_again(alarm, now)
         alarm.reporters[self._process] = (now, condition.count)
         alarm.last_seen, alarm.severity, alarm.is_urgent = now, condition.severity, condition.is_urgent
-        alarm.what, alarm.next_step = condition.what, condition.next_step
-        counts = [count for _, count in alarm.reporters.values()]
-        count = sum(counts) if condition.is_own else condition.count
+        own_counts = [count for _, count in alarm.reporters.values()]
+        # A process whose failing is over, or that ended, takes none of its failures back.
+        count = max(sum(own_counts), alarm.count) if condition.is_own else condition.count
         if count > alarm.count:
             alarm.grown_at = now
-        alarm.count = count
+        alarm.count, alarm.what, alarm.next_step = count, condition.said(count), condition.next_step
 
     @staticmethod
     def _raise_again(alarm: Alarm, now: float) -> None:
@@ -224,7 +224,7 @@ class AlarmBook:
         alarm.over_at = None
         if was_told:
             alarm.since = alarm.raised_at = now
-            alarm.sums = 0
+            alarm.sums = alarm.count = 0
             alarm.tell(now)
         else:
             alarm.news -= 1  # nobody knows that it was over

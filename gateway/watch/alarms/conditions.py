@@ -52,7 +52,8 @@ TOPICS: dict[str, Topic] = {
 class Condition:
     """One thing that is wrong now; `subject` tells things of one topic apart, `count` is how many where that can grow.
 
-    `is_own`: the count is this process's own, and those of several processes add up; `is_urgent`: no patience.
+    `is_own`: the count is this process's own, those of several processes add up, and their sum begins the sentence `what`;
+    `is_urgent`: no patience.
     """
 
     topic: str
@@ -63,6 +64,10 @@ class Condition:
     severity: Severity = "warning"
     is_own: bool = False
     is_urgent: bool = False
+
+    def said(self, count: int) -> str:
+        """What it says when so many were counted in all."""
+        return f"{count} {self.what}" if self.is_own else self.what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +177,7 @@ def _of_held(sight: Sight) -> Iterator[Condition]:
         step = "gateway mails --disposition held; mend the mailbox, then gateway replay ID"
         yield condition("mailbox", what, step, count=held.mailboxes)
     if sight.failures:
-        what = f"{sight.failures} recipients failed for good, more than were relayed"
+        what = "recipients failed for good, more than were relayed"
         step = "gateway emails --disposition failed: what do the relays say?"
         yield condition("failures", what, step, count=sight.failures, is_own=True)
 
