@@ -10,11 +10,14 @@ from gateway.app.checks import refuse_open_house
 from gateway.app.making import alarm_book, listen_on, naming_the_key, open_notice_writer, receipted
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
+from gateway.errors import StoreUnavailable
 from gateway.maillog import told
-from gateway.runtime import Service, Stop, utc_now
+from gateway.runtime import Service, Stop
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
+    from gateway.settings import Settings
+    from gateway.store.access import Access
 
 
 async def build_smtp(parts: Parts, stack: AsyncExitStack) -> Service:
@@ -104,7 +107,7 @@ async def build_notices(parts: Parts, stack: AsyncExitStack) -> Service:
         relay=await parts.pool(stack),
         issue=issue,
         log=parts.log,
-        clock=utc_now,
+        clock=store.database.clock,
     )
     return teller.run
 
@@ -113,16 +116,27 @@ async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.app.web import open_web
     from gateway.web.serve import serve_http
 
-    settings = parts.settings
-    await refuse_open_house(settings, (await parts.store(stack)).access)
+    settings, access = parts.settings, (await parts.store(stack)).access
+    is_judged = await _is_no_open_house(settings, access)
     listener = listen_on("web_listen", settings.web_listen)
     stack.callback(listener.close)
     web = await open_web(parts, stack)
 
     async def service(stop: Stop) -> None:
+        while not (is_judged or await stop.wait(1.0) or await _is_no_open_house(settings, access)):
+            pass
         await serve_http(web.app, listener, stop, grace_seconds=settings.limits.grace, on_stop=web.close)
 
     return service
+
+
+async def _is_no_open_house(settings: Settings, access: Access) -> bool:
+    """Whether others may be let in to this house; False while the store is away, which knows. Raises SettingsError."""
+    try:
+        await refuse_open_house(settings, access)
+    except StoreUnavailable:
+        return False
+    return True
 
 
 async def build_alarms(parts: Parts, stack: AsyncExitStack) -> Service:

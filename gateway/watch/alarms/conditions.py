@@ -124,10 +124,10 @@ def condition(topic: str, what: str, next_step: str, **more: object) -> Conditio
 
 def _of_machine(sight: Sight) -> Iterator[Condition]:
     if sight.store_fault is not None:
-        what = f"the store cannot be reached: {sight.store_fault}; mail is still taken in and waits in the queue"
+        what = f"the store cannot be reached; mail is still taken in and waits in the queue: {sight.store_fault}"
         yield condition("store", what, "gateway doctor; look at the database, its disk and its rights")
     if sight.queue_fault is not None:
-        what = f"the queue cannot be reached: {sight.queue_fault}; doors answer 451, nothing is taken in or sent"
+        what = f"the queue cannot be reached; doors answer 451, nothing is taken in or sent: {sight.queue_fault}"
         yield condition("queue", what, "gateway doctor; look at the broker or the file, its disk and its rights")
     if sight.free_bytes is not None and sight.free_bytes < sight.min_free_bytes:
         what = f"{sight.free_bytes // 2**20} MiB free, {sight.min_free_bytes // 2**20} wanted: doors answer 452"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from gateway.errors import QueueUnavailable, StoreUnavailable, TransientFailure
+from gateway.errors import QueueUnavailable
 from gateway.maillog import MailLog, told
 from gateway.runtime import Stop, in_thread
 from gateway.watch.alarms.book import Alarm, AlarmBook
@@ -55,13 +55,10 @@ async def watch(
             await telling
 
 
-async def tell_of_no_start(fault: TransientFailure, book: AlarmBook, postman: Postman, log: MailLog) -> None:
+async def tell_of_no_start(fault: QueueUnavailable, book: AlarmBook, postman: Postman, log: MailLog) -> None:
     """The process cannot even begin: nobody will look, so that this is said now, once however often it is tried again."""
-    topic = {StoreUnavailable: "store", QueueUnavailable: "queue"}.get(type(fault))
-    if topic is None:
-        return
     what = f"the gateway cannot start, nothing is taken in or sent: {fault}"
-    cannot_start = condition(topic, what, "gateway doctor; then start it again", is_urgent=True)
+    cannot_start = condition("queue", what, "gateway doctor; then start it again", is_urgent=True)
     look = Look(conditions=(cannot_start,), judged=frozenset())
     for alarm in await in_thread(lambda: book.report(look, time.time()), seconds=BOOK_SECONDS):
         _say(alarm, log)
