@@ -32,6 +32,7 @@ QUIET_SECONDS = 0.2  # between two looks: under load every commit rings
 REWRITE_SECONDS = 600.0
 RESEND_SECONDS = 60.0
 _DAY = timedelta(days=1)
+_LONGEST_COMMIT = timedelta(seconds=30)
 
 Issue = Callable[[str], Awaitable[None]]
 """(email id) → its tickets are named in the ledger and published."""
@@ -147,9 +148,12 @@ class Teller:
             failpoint("notices.issued")
 
     async def _mirror(self) -> None:
-        """Lets the outage ledger know who has heard what since the last time."""
-        since = self._mirrored_to or self._clock() - _DAY
+        """Lets the outage ledger know who has heard what since the last time.
+
+        What another process decided before that may have been committed after it: a moment is looked at twice.
+        """
         now = self._clock()
+        since = self._mirrored_to - _LONGEST_COMMIT if self._mirrored_to else now - _DAY
         await self._outage.remember(await self._notices.told_since(since))
         self._mirrored_to = now
 

@@ -106,6 +106,24 @@ async def test_who_heard_it_from_the_store_today_does_not_hear_it_from_the_outag
     assert desk.relay.taken == []
 
 
+async def test_what_another_process_decided_just_before_our_look_and_committed_just_after_it_is_remembered(
+    desk: Desk, clock: Clock
+) -> None:
+    await desk.defer(await desk.receive())
+    clock.advance(895)
+    await look(desk)
+    clock.advance(10)
+    await desk.teller._mirror()
+    clock.advance(-3)  # its transaction began before our look
+    [due] = await desk.notices.due()
+    assert await desk.notices.choose(due.id) is not None
+    clock.advance(3)
+    await desk.teller._mirror()
+    await wait_without_store(desk, clock)
+    await look(desk)
+    assert desk.relay.taken == []
+
+
 async def test_twenty_mails_of_one_sender_are_one_notice(desk: Desk, clock) -> None:
     desk.take_store_away()
     for _ in range(20):
