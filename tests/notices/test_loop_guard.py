@@ -18,7 +18,7 @@ from gateway.mail.loop_guard import LoopGuard, header_octets, read_headers
 
 HOSTILE_MAILS = 100_000
 HONEST = b"From: Ann <ann@example.org>\r\nSubject: Our garden\r\nMessage-ID: <1@example.org>\r\n\r\nHello\r\n"
-OURS = f"<{new_id()}@{HOSTNAME}>"
+OURS = f"<0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b12@{HOSTNAME}>"
 
 HOSTILE_HEADERS = (
     "Auto-Submitted: auto-generated",
@@ -46,7 +46,7 @@ HOSTILE_HEADERS = (
     "Content-Type: multipart/report; report-type=delivery-status; boundary=x",
     "content-type: Message/Delivery-Status",
     f"Message-ID: {OURS}",
-    f"X-Gateway-Notice: {new_id()}",
+    "X-Gateway-Notice: 0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b11",
 )
 HOSTILE_SENDERS = (
     "",
