@@ -340,6 +340,18 @@ async def test_a_damaged_book_is_begun_anew(host: Host, receiver: Receiver, cont
     assert len(receiver.messages) == 1
 
 
+async def test_a_book_of_the_next_version_is_read_and_nothing_of_it_told_again(host: Host, receiver: Receiver) -> None:
+    book = host.process()
+    await host.pass_time(book, found(STORE), 60)
+    written = json.loads((host.folder / "alarms.json").read_text())
+    written["escalations"] = {}
+    for alarm in written["alarms"].values():
+        alarm["escalated_at"] = None
+    (host.folder / "alarms.json").write_text(json.dumps(written))
+    await host.pass_time(book, found(STORE), 60)
+    assert len(receiver.messages) == 1, receiver.messages
+
+
 async def test_a_book_that_cannot_be_written_keeps_nobody_from_telling_once(
     host: Host, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

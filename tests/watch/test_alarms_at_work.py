@@ -37,7 +37,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 def move_store(source: Path, target: Path) -> None:
-    for ending in ("-wal", "-shm", ""):  # the file last: without its WAL it must never be found
+    # The file itself goes first and comes last: without its WAL it must never be found.
+    for ending in ("", "-wal", "-shm") if target.name == "away" else ("-wal", "-shm", ""):
         (source / f"store.db{ending}").rename(target / f"store.db{ending}")
 
 
@@ -63,6 +64,7 @@ async def test_a_store_locked_away_is_one_sms_and_its_return_another_across_a_re
         assert "the store cannot be reached" in message["title"]
         assert "Since " in message["message"]
         assert "Next: " in message["message"]
+        await wait_until(lambda: "admin-told" in house.log())  # who dies before that has it told again
         other.kill()
         move_store(away, folder)
         messages = await asyncio.to_thread(receiver.wait_for, 2)

@@ -16,9 +16,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gateway.watch.alarms.conditions import TOPICS, Condition, Look, Severity, concerns
 
@@ -103,11 +104,18 @@ class _State:
 
     @classmethod
     def of(cls, text: str) -> _State:
-        """Reads the file's text; raises ValueError or TypeError for one that is not ours."""
+        """Reads the file's text; raises ValueError or TypeError for one that is not ours.
+
+        What only the next version knows is left out: the two run side by side while one is replaced by the other.
+        """
         values = json.loads(text)
-        alarms = {key: Alarm(**row) for key, row in values.pop("alarms").items()}
+        alarms = {key: Alarm(**_known(Alarm, row)) for key, row in values.pop("alarms").items()}
         known = {key: alarm for key, alarm in alarms.items() if alarm.topic in TOPICS}
-        return cls(alarms=known, **values)
+        return cls(alarms=known, **_known(cls, values))
+
+
+def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    return {item.name: values[item.name] for item in fields(kind) if item.name in values}
 
 
 def read_alarms(folder: Path) -> list[Alarm]:
