@@ -11,7 +11,6 @@ from gateway.app.making import alarm_book, listen_on, naming_the_key, open_notic
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.errors import StoreUnavailable
-from gateway.maillog import told
 from gateway.runtime import Service, Stop
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:
     broker, store = await parts.queue(stack), await parts.store(stack)
 
     def on_fault(fault: Exception) -> None:
-        parts.log.service("events", "failed", error=told(fault))
+        parts.log.service_failed("events", error=fault)
 
     async def service(stop: Stop) -> None:
         await relay_events(store.database, broker, stop=stop, on_fault=on_fault)

@@ -102,7 +102,7 @@ class Teller:
                 await stop.wait(PROBE_SECONDS)
             # Broad: what nobody foresaw in one look must not end all telling.
             except Exception as error:  # noqa: BLE001
-                self._log.service("notices", "failed", error=told(error))
+                self._log.service_failed("notices", error=error)
                 await stop.wait(POLL_SECONDS)
 
     async def tell_due(self) -> None:
@@ -174,7 +174,7 @@ class Teller:
                 failpoint("outage.claimed")
                 await self._tell_without_store(errand)
         except (StorageFault, ClaimLost) as error:
-            self._log.service("notices", "failed", error=told(error))
+            self._log.service_failed("notices", error=error)
 
     async def _tell_without_store(self, errand: Errand) -> None:
         if await self._store_answers():

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from gateway.errors import QueueUnavailable
-from gateway.maillog import MailLog, told
+from gateway.maillog import MailLog
 from gateway.runtime import Stop, in_thread
 from gateway.watch.alarms.book import Alarm, AlarmBook
 from gateway.watch.alarms.conditions import Look, Sight, condition, look_at
@@ -47,7 +47,7 @@ async def watch(
             if telling is None or telling.done():
                 telling = asyncio.create_task(_tell(postman, log))
         except Exception as error:  # noqa: BLE001  # broad: an alarm nobody foresaw must not end all looking
-            log.service("alarms", "failed", error=told(error))
+            log.service_failed("alarms", error=error)
         pause_seconds = max(look_seconds, min(REST * (time.monotonic() - began), LONGEST_PAUSE_SECONDS))
     if telling is not None and not telling.done():
         telling.cancel()
@@ -87,4 +87,4 @@ async def _tell(postman: Postman, log: MailLog) -> None:
     try:
         await postman.round()
     except Exception as error:  # noqa: BLE001  # broad: it runs beside the looks, and nobody waits for it
-        log.service("alarms", "failed", error=told(error))
+        log.service_failed("alarms", error=error)
