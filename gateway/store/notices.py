@@ -154,10 +154,10 @@ class Notices:
         return await self._journal.record("notice_told", work, size=len(written.octets))
 
     async def postpone(self, notice: Notice, *, seconds: float) -> None:
-        """It cannot be written now (a broken template): it stays chosen and comes again."""
+        """It cannot be told now (a broken template, a mail whose octets are lost): it stays what it is and comes again."""
         values = {"due_at": self._clock() + timedelta(seconds=seconds)}
         await self._database.write(
-            lambda connection: _change(connection, notice.id, State.CHOSEN, values, must=False), rings=False
+            lambda connection: _change(connection, notice.id, notice.state, values, must=False), rings=False
         )
 
     async def note_told(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -213,6 +214,19 @@ async def test_the_service_ends_at_once_when_it_is_asked_to(desk: Desk) -> None:
     stop = Stop()
     stop.set()
     await desk.teller.run(stop)
+
+
+async def test_what_nobody_foresaw_while_the_store_is_away_does_not_end_the_service(desk: Desk, clock: Clock) -> None:
+    await wait_without_store(desk, clock)
+    desk.relay.fault = OSError("nobody foresaw this")
+    stop = Stop()
+    telling = asyncio.create_task(desk.teller.run(stop))
+    async with asyncio.timeout(60):
+        while not desk.log.counters["notices-failed"]:
+            assert not telling.done(), telling.exception()
+            await asyncio.sleep(0.01)  # polling: only the log hears of it
+    stop.set()
+    await telling
 
 
 @pytest.mark.parametrize("damage", ["moved away", "replaced by a folder"])
