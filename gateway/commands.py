@@ -282,7 +282,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     if not is_new(settings):
         findings += await _look_at_queue(settings)
     findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
-    findings.append(await look.check_store(settings.database_url))
+    findings.append(await look.check_store(settings.database_url, known=app.ledger_mark(settings).known))
     return findings
 
 
@@ -346,9 +346,9 @@ async def revoke_key(settings: Settings, prefix: str) -> bool:
 
 @asynccontextmanager
 async def _existing_store(settings: Settings) -> AsyncIterator[Store | None]:
-    """The store, or None where nothing was ever stored: a look makes no files."""
+    """The store, or None where nothing was ever stored: a look makes no files. Raises StoreUnavailable for one that is gone."""
     file = app.database_file(settings)
-    if file is not None and not file.exists():
+    if file is not None and not file.exists() and not app.ledger_mark(settings).known:
         yield None
         return
     async with open_store(settings) as store:
@@ -398,7 +398,8 @@ async def upgrade_store(settings: Settings) -> tuple[str | None, str]:
     from gateway.store.migrations import HEAD, current_version, upgrade
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = await open_as_it_is(settings.database_url, patiently=True)
+    known = app.ledger_mark(settings).known
+    database = await open_as_it_is(settings.database_url, patiently=True, known=known)
     try:
         had = await current_version(database)
         await upgrade(database)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from gateway.errors import QueueUnavailable, StoreUnavailable
 from gateway.mail.ids import new_id
@@ -28,6 +28,7 @@ KEEP_SECONDS = 7 * 86400.0
 TIDY_SECONDS = 600.0
 TURN_SECONDS = 5.0
 _TURN = "events"
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)  # the clock is the database's, and that may be away now
 
 OnFault = Callable[[Exception], None]
 
@@ -48,8 +49,7 @@ class _Relay:
         self._stop = stop
         self._clock = clock
         self._name = new_id()
-        self._renew_at = clock()
-        self._tidy_at = clock()
+        self._renew_at = self._tidy_at = _AT_ONCE
 
     async def run(self, on_fault: OnFault) -> None:
         pause_seconds = FIRST_PAUSE_SECONDS

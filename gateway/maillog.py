@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,8 @@ import structlog
 from gateway.errors import GatewayError
 from gateway.mail.secret_address import redacted
 from gateway.reply import Reply
+
+SAY_AGAIN_SECONDS = 600.0
 
 
 def told(error: BaseException) -> str:
@@ -43,6 +46,7 @@ class MailLog:
         )
         self.counters: Counter[str] = Counter()
         self.dispositions: Counter[tuple[str, str]] = Counter()
+        self._failing: dict[str, tuple[str, float]] = {}
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stderr),
             processors=[
@@ -171,3 +175,13 @@ class MailLog:
 
     def service(self, name: str, fact: str, **facts: Any) -> None:
         self._say(f"{name}-{fact}", **facts)
+
+    def service_failed(self, name: str, *, error: BaseException) -> None:
+        """A round of a service failed and the next one comes; the same fault is said again after ten minutes only."""
+        text, now = told(error), time.monotonic()
+        last, said_at = self._failing.get(name, ("", 0.0))
+        if text == last and now - said_at < SAY_AGAIN_SECONDS:
+            self.counters[f"{name}-failed"] += 1
+            return
+        self._failing[name] = (text, now)
+        self._say(f"{name}-failed", "error", error=text)

@@ -2,8 +2,8 @@
 
 `start` runs the services named (none: all of them) until a signal.  `making` builds each part from the settings, `parts`
 shares them, `trades` and `services` put them to work, `checks` judges what the settings table cannot.
-Promise: nothing listens before the queue is open, nothing is leased before
-the store is; stop closes the doors first, then stops leasing, then lets work under way finish.
+Promise: nothing listens before the queue is open; a store that is away keeps nothing from starting, the doors answer 250
+meanwhile; stop closes the doors first, then stops leasing, then lets work under way finish.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gateway.app.making import (
     Store,
     admins,
     alarm_book,
+    ledger_mark,
     mailboxes,
     open_authenticator,
     open_cage,
@@ -35,7 +36,7 @@ from gateway.app.making import (
 from gateway.app.parts import Parts
 from gateway.app.services import BUILDERS
 from gateway.app.trades import build_keeper, build_suspects
-from gateway.errors import Problem, SettingsError, TransientFailure
+from gateway.errors import Problem, QueueUnavailable, SettingsError
 from gateway.maillog import MailLog
 from gateway.runtime import Service, Stop, die_with, serve, stop_on_signals
 from gateway.settings import Settings
@@ -48,6 +49,7 @@ __all__ = [
     "build_suspects",
     "check_values",
     "database_file",
+    "ledger_mark",
     "mailboxes",
     "open_authenticator",
     "open_cage",
@@ -106,13 +108,13 @@ async def _serve(settings: Settings, names: Sequence[str], extra: Service | None
 async def _build_or_tell(
     settings: Settings, names: Sequence[str], log: MailLog, stack: AsyncExitStack
 ) -> dict[str, Service]:
-    """Builds the services; that queue or store are away is told to the admins before the process ends."""
+    """Builds the services; that the queue is away is told to the admins before the process ends."""
     from gateway.watch.alarms.watch import tell_of_no_start
 
     try:
         await refuse_to_strand(settings)
         return await _build(settings, names, log, stack)
-    except TransientFailure as fault:
+    except QueueUnavailable as fault:
         with suppress(OSError, TimeoutError):  # a disk that cannot even take the book: the fault itself says so
             await tell_of_no_start(fault, *alarm_book(settings, log), log)
         raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.client import open_broker
 from gateway.errors import GatewayError, PermanentFailure, Problem, SettingsError
 from gateway.mail.addresses import parse_address
-from gateway.maillog import MailLog
+from gateway.maillog import MailLog, told
 from gateway.runtime import in_thread, utc_now
 from gateway.settings import AdminTable, Settings, shown_service
 
@@ -336,58 +336,99 @@ def receipted(broker: Broker) -> Receipted:
     return broker
 
 
+def ledger_mark(settings: Settings) -> LedgerMark:
+    """How far the ledger of this data_dir had come, noted outside of it."""
+    from gateway.store.ledger_mark import LedgerMark
+
+    return LedgerMark(settings.data_dir / "ledger.mark")
+
+
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store, migrated to this version's schema."""
+    """The store, migrated to this version's schema; raises StoreUnavailable."""
+    from gateway.store.database import open_database
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    mark = ledger_mark(settings)
+    database = await open_database(settings.database_url, known=mark.known)
+    try:
+        yield _store_in(database, settings, mark)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_store_patiently(settings: Settings, log: MailLog) -> AsyncIterator[Store]:
+    """The store of a gateway at work: one that is away now is there as soon as it can be, never behind what was sent."""
+    from gateway.store.database import open_database
+    from gateway.store.late import LateDatabase
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    mark = ledger_mark(settings)
+
+    async def open_and_follow() -> Database:
+        database = await open_database(settings.database_url, known=mark.known)
+        try:
+            await _follow(_store_in(database, settings, mark), log)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    database = LateDatabase(open_and_follow)
+    try:
+        fault = await database.open()
+        if fault is not None:
+            log.service("store", "away", error=told(fault), next_step="it is opened as soon as it is there")
+        yield _store_in(database, settings, mark)
+    finally:
+        await database.close()
+
+
+async def _follow(store: Store, log: MailLog) -> None:
+    """Goes on from where the ledger is; one that has gone back keeps what it calls open for a person to decide."""
+    from gateway.store.ledger_mark import hold_what_is_open, position_of, went_back
+
+    if await went_back(store.database, store.mark):
+        held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+        step = "a backup was restored: `gateway recover` lists what it held and lets it go on or cancels it"
+        log.service("ledger", "went-back", held=held, next_step=step)
+        # Only now: who dies before this line holds the rest at the next start.
+        store.mark.follow(await position_of(store.database), went_back=True)
+
+
+def _store_in(database: Database, settings: Settings, mark: LedgerMark) -> Store:
+    """The verbs of a database."""
     from gateway.store.access import Access
     from gateway.store.blobs import open_blob_store
     from gateway.store.confirmations import Confirmations
-    from gateway.store.database import open_database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
-    from gateway.store.ledger_mark import LedgerMark
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
     from gateway.store.people import PeopleStore
 
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = await open_database(settings.database_url)
-    try:
-        blobs = open_blob_store(settings.blobs_url, database)
-        mark = LedgerMark(settings.data_dir / "ledger.mark")
-        ledger_ = DatabaseLedger(
+    blobs = open_blob_store(settings.blobs_url, database)
+    common: dict[str, Any] = {"clock": database.clock, "hostname": settings.hostname}
+    return Store(
+        database=database,
+        blobs=blobs,
+        ledger=DatabaseLedger(
             database,
             blobs=blobs,
-            clock=database.clock,
-            hostname=settings.hostname,
             unknown_wait_seconds=settings.unknown_wait,
             return_path=settings.mail_from,
             mark=mark,
-        )
-        mails = Mails(
-            database,
-            blobs,
-            clock=database.clock,
-            hostname=settings.hostname,
-            notice_delays=notice_delays(settings),
-        )
-        decisions = Decisions(database, clock=database.clock, hostname=settings.hostname)
-        yield Store(
-            database=database,
-            blobs=blobs,
-            ledger=ledger_,
-            mails=mails,
-            lists=Lists(database),
-            access=Access(database, clock=database.clock),
-            decisions=decisions,
-            mark=mark,
-            people=PeopleStore(database, people_file(settings), clock=database.clock),
-            confirmations=Confirmations(
-                database, clock=database.clock, hostname=settings.hostname, days=settings.confirm_within / 86400
-            ),
-        )
-    finally:
-        await database.close()
+            **common,
+        ),
+        mails=Mails(database, blobs, notice_delays=notice_delays(settings), **common),
+        lists=Lists(database),
+        access=Access(database, clock=database.clock),
+        decisions=Decisions(database, **common),
+        mark=mark,
+        people=PeopleStore(database, people_file(settings), clock=database.clock),
+        confirmations=Confirmations(database, days=settings.confirm_within / 86400, **common),
+    )
 
 
 def operator(store: Store, broker: Broker, *, by: str) -> Operator:

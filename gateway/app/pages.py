@@ -57,7 +57,12 @@ def _alarms(settings: Settings) -> Alarms:
     async def look() -> list[Alarm]:
         found = await asyncio.to_thread(read_alarms, settings.data_dir)
         return [
-            Alarm(what=item.what, next_step=item.next_step, since=datetime.fromtimestamp(item.since, UTC))
+            Alarm(
+                topic=item.topic,
+                what=item.what,
+                next_step=item.next_step,
+                since=datetime.fromtimestamp(item.since, UTC),
+            )
             for item in found
         ]
 

@@ -14,7 +14,7 @@ from gateway.app.making import (
     open_photo_cage,
     open_pool,
     open_queue,
-    open_store,
+    open_store_patiently,
     open_templates,
     open_tokens,
 )
@@ -61,22 +61,8 @@ class Parts:
         return await self._once("queue", stack, lambda: open_queue(self.settings))
 
     async def store(self, stack: AsyncExitStack) -> Store:
-        is_open = "store" in self._open
-        store = await self._once("store", stack, lambda: open_store(self.settings))
-        if not is_open:
-            await self._follow(store)
-        return store
-
-    async def _follow(self, store: Store) -> None:
-        """Goes on from where the ledger is; one that has gone back keeps what it calls open for a person to decide."""
-        from gateway.store.ledger_mark import hold_what_is_open, position_of, went_back
-
-        if await went_back(store.database, store.mark):
-            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
-            step = "a backup was restored: `gateway recover` lists what it held and lets it go on or cancels it"
-            self.log.service("ledger", "went-back", held=held, next_step=step)
-            # Only now: who dies before this line holds the rest at the next start.
-            store.mark.follow(await position_of(store.database), went_back=True)
+        """The store; where it is away it may be used all the same, and every use says so until it is back."""
+        return await self._once("store", stack, lambda: open_store_patiently(self.settings, self.log))
 
     async def outage(self, stack: AsyncExitStack) -> OutageLedger:
         return await self._once("outage", stack, lambda: open_outage(self.settings))

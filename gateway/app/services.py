@@ -20,12 +20,14 @@ from gateway.app.making import (
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
-from gateway.errors import TransientFailure
-from gateway.maillog import MailLog, told
-from gateway.runtime import Service, Stop, utc_now
+from gateway.errors import StoreUnavailable, TransientFailure
+from gateway.maillog import MailLog
+from gateway.runtime import Service, Stop
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
+    from gateway.settings import Settings
+    from gateway.store.access import Access
     from gateway.store.people import PeopleStore
 
 PEOPLE_SECONDS = 15.0
@@ -75,7 +77,7 @@ async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:
     broker, store = await parts.queue(stack), await parts.store(stack)
 
     def on_fault(fault: Exception) -> None:
-        parts.log.service("events", "failed", error=told(fault))
+        parts.log.service_failed("events", error=fault)
 
     async def service(stop: Stop) -> None:
         await relay_events(store.database, broker, stop=stop, on_fault=on_fault)
@@ -128,7 +130,7 @@ async def keep_people(people: PeopleStore, stop: Stop, log: MailLog) -> None:
         try:
             await people.refresh_file()
         except (TransientFailure, OSError) as fault:
-            log.service("people", "failed", error=told(fault))
+            log.service_failed("people", error=fault)
         if await stop.wait(PEOPLE_SECONDS):
             return
 
@@ -159,7 +161,7 @@ async def build_notices(parts: Parts, stack: AsyncExitStack) -> Service:
         relay=await parts.pool(stack),
         issue=issue,
         log=parts.log,
-        clock=utc_now,
+        clock=store.database.clock,
     )
     return teller.run
 
@@ -168,16 +170,27 @@ async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.app.web import open_web
     from gateway.web.serve import serve_http
 
-    settings = parts.settings
-    await refuse_open_house(settings, (await parts.store(stack)).access)
+    settings, access = parts.settings, (await parts.store(stack)).access
+    is_judged = await _is_no_open_house(settings, access)
     listener = listen_on("web_listen", settings.web_listen)
     stack.callback(listener.close)
     web = await open_web(parts, stack)
 
     async def service(stop: Stop) -> None:
+        while not (is_judged or await stop.wait(1.0) or await _is_no_open_house(settings, access)):
+            pass
         await serve_http(web.app, listener, stop, grace_seconds=settings.limits.grace, on_stop=web.close)
 
     return service
+
+
+async def _is_no_open_house(settings: Settings, access: Access) -> bool:
+    """Whether others may be let in to this house; False while the store is away, which knows. Raises SettingsError."""
+    try:
+        await refuse_open_house(settings, access)
+    except StoreUnavailable:
+        return False
+    return True
 
 
 async def build_alarms(parts: Parts, stack: AsyncExitStack) -> Service:

@@ -22,7 +22,7 @@ from gateway.inbound.who import WhoMayWrite
 from gateway.mail.envelope import Envelope
 from gateway.mail.loop_guard import TRACE_HEADER
 from gateway.mail.tokens import Tokens
-from gateway.maillog import MailLog, told
+from gateway.maillog import MailLog
 from gateway.queue.ticket import Ticket
 from gateway.runtime import Stop
 from gateway.store.confirmations import OPEN, Confirmations, Request
@@ -122,7 +122,7 @@ class Asker:
             try:
                 await self.ask_once()
             except Exception as error:  # noqa: BLE001  # broad: one request nobody foresaw must not end all asking
-                self._log.service("confirm", "failed", error=told(error))
+                self._log.service_failed("confirm", error=error)
 
     async def ask_once(self) -> int:
         """One round; returns how many questions were sent. Raises StoreUnavailable or QueueUnavailable."""

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
-from gateway.errors import ClaimLost, GatewayError, PermanentFailure, StorageFault, StoreUnavailable, TransientFailure
+from gateway.errors import ClaimLost, GatewayError, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.mail.disposition import Disposition
 from gateway.maillog import MailLog, told
 from gateway.notices.writer import NoticeWriter
@@ -32,6 +32,7 @@ QUIET_SECONDS = 0.2  # between two looks: under load every commit rings
 REWRITE_SECONDS = 600.0
 RESEND_SECONDS = 60.0
 _DAY = timedelta(days=1)
+_LONGEST_COMMIT = timedelta(seconds=30)
 
 Issue = Callable[[str], Awaitable[None]]
 """(email id) → its tickets are named in the ledger and published."""
@@ -91,18 +92,23 @@ class Teller:
         """Tells until stop; faults are told to the log and waited out."""
         while not stop.is_set:
             try:
-                async with self._database.bell() as bell:
-                    while not stop.is_set:
-                        await self.tell_due()
-                        await stop.wait(QUIET_SECONDS)
-                        await ring_or_stop(bell, stop, await self._wait_seconds())
-            except StoreUnavailable as fault:
-                await self._sit_out(fault)
-                await stop.wait(PROBE_SECONDS)
+                await self._tell_or_sit_out(stop)
             # Broad: what nobody foresaw in one look must not end all telling.
             except Exception as error:  # noqa: BLE001
-                self._log.service("notices", "failed", error=told(error))
+                self._log.service_failed("notices", error=error)
                 await stop.wait(POLL_SECONDS)
+
+    async def _tell_or_sit_out(self, stop: Stop) -> None:
+        """With the store there until it goes away, then a look without it."""
+        try:
+            async with self._database.bell() as bell:
+                while not stop.is_set:
+                    await self.tell_due()
+                    await stop.wait(QUIET_SECONDS)
+                    await ring_or_stop(bell, stop, await self._wait_seconds())
+        except StoreUnavailable as fault:
+            await self._sit_out(fault)
+            await stop.wait(PROBE_SECONDS)
 
     async def tell_due(self) -> None:
         """One look with the store there; raises StoreUnavailable."""
@@ -111,7 +117,7 @@ class Teller:
             pass
         due = await self._notices.due()
         # Side by side, so that they share a commit: after a great failure there are thousands for one digest.
-        fates = await asyncio.gather(*(self._notices.choose(notice.id) for notice in due))
+        fates = await asyncio.gather(*(self._choose(notice) for notice in due))
         failpoint("notices.chosen")
         for chosen in filter(None, fates):
             if not await self._outage.is_busy(chosen.id):
@@ -130,14 +136,20 @@ class Teller:
         await self._outage.store_is_back()
         self._note_back()
 
-    async def _tell(self, notice: Notice) -> None:
-        source = await self._notices.header_source(notice)
+    async def _choose(self, notice: Notice) -> Notice | None:
         try:
-            written = await self._writer.write(notice, source)
-        # Broad: a template may break in any way; the notice waits, the others are told.
+            return await self._notices.choose(notice.id)
+        # Broad: what it tells of may be gone or damaged; the others are told.
         except Exception as error:  # noqa: BLE001
-            self._log.notice_failed(notice.id, of=notice.subject, to=notice.addressee, error=error)
-            await self._notices.postpone(notice, seconds=REWRITE_SECONDS)
+            await self._put_off(notice, error)
+            return None
+
+    async def _tell(self, notice: Notice) -> None:
+        try:
+            written = await self._writer.write(notice, await self._notices.header_source(notice))
+        # Broad: a template may break in any way, the mail's octets may be lost; the notice waits, the others are told.
+        except Exception as error:  # noqa: BLE001
+            await self._put_off(notice, error)
             return
         failpoint("notices.written")
         if await self._notices.record_told(notice, written):
@@ -146,10 +158,19 @@ class Teller:
             await self._issue(written.request.id)
             failpoint("notices.issued")
 
+    async def _put_off(self, notice: Notice, error: Exception) -> None:
+        """It cannot be told now and comes again, unless the store is to blame: then StoreUnavailable is raised."""
+        await self._notices.prove_writable()
+        self._log.notice_failed(notice.id, of=notice.subject, to=notice.addressee, error=error)
+        await self._notices.postpone(notice, seconds=REWRITE_SECONDS)
+
     async def _mirror(self) -> None:
-        """Lets the outage ledger know who has heard what since the last time."""
-        since = self._mirrored_to or self._clock() - _DAY
+        """Lets the outage ledger know who has heard what since the last time.
+
+        What another process decided before that may have been committed after it: a moment is looked at twice.
+        """
         now = self._clock()
+        since = self._mirrored_to - _LONGEST_COMMIT if self._mirrored_to else now - _DAY
         await self._outage.remember(await self._notices.told_since(since))
         self._mirrored_to = now
 
@@ -165,12 +186,13 @@ class Teller:
         if not self._is_away:
             self._is_away = True
             self._log.service("notices", "store-away", error=told(fault))
-        try:
-            for errand in await self._outage.claim_due():
-                failpoint("outage.claimed")
+        for errand in await self._outage.claim_due():
+            failpoint("outage.claimed")
+            try:
                 await self._tell_without_store(errand)
-        except (StorageFault, ClaimLost) as error:
-            self._log.service("notices", "failed", error=told(error))
+            # Broad: as in _tell; what is left of this errand is its claim, which runs out.
+            except Exception as error:  # noqa: BLE001
+                self._log.service_failed("notices", error=error)
 
     async def _tell_without_store(self, errand: Errand) -> None:
         if await self._store_answers():

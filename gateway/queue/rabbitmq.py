@@ -371,7 +371,7 @@ class RabbitmqBroker:
 
         return await self.find_dead(number, put_home) is not None
 
-    async def drop_dead(self, number: str) -> bool:
+    async def drop_dead(self, number: str, *, is_recorded: bool = False) -> bool:
         async def drop(letter: DeadTicket) -> None:
             """Nothing is to be done before it goes."""
 

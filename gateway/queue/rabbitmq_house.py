@@ -47,9 +47,10 @@ class HouseRabbitmqBroker(RabbitmqBroker):
         await super().publish(tickets)
         await self.receipts.keep(tickets, self.clock())
 
-    async def drop_dead(self, number: str) -> bool:
+    async def drop_dead(self, number: str, *, is_recorded: bool = False) -> bool:
         async def note(letter: DeadTicket) -> None:
-            await self.receipts.note_dropped(letter.ticket)
+            if not is_recorded:
+                await self.receipts.note_dropped(letter.ticket)
 
         return await self.find_dead(number, note) is not None
 

@@ -6,8 +6,8 @@ The seam is beside the broker (`Receipted`): an engine with a file of its own wr
 tickets (`queue.sqlite`); one without is handed a file of this host (`ReceiptFile`) and calls `keep` **after** its tickets
 are confirmed and **before** publish returns.  A crash in between leaves a ticket without a receipt, which nobody was
 promised: harmless.
-Limits: receipts live `KEPT_DAYS`, longer than an email may; `dropped` counts what a person threw away, recipient by
-recipient, and hides as many lost ones of the same mail.
+`dropped` counts the recipients that a person threw away before the store had them.  Limit: receipts live `KEPT_DAYS`, longer
+than an email may.
 """
 
 from __future__ import annotations

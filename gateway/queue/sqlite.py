@@ -140,8 +140,8 @@ class SqliteBroker:
     async def retry_dead(self, number: str) -> bool:
         return await self._write(partial(tables.retry_dead, number=number, now=micros(self._clock())))
 
-    async def drop_dead(self, number: str) -> bool:
-        return await self._write(partial(tables.drop_dead, number=number), rings=False)
+    async def drop_dead(self, number: str, *, is_recorded: bool = False) -> bool:
+        return await self._write(partial(tables.drop_dead, number=number, is_recorded=is_recorded), rings=False)
 
     async def still_queued(self, names: Set[Name]) -> set[Name]:
         """Those of the (kind, id) that a ticket stands for now, wherever it lies: ready, leased, delayed, suspect or dead."""

@@ -390,14 +390,14 @@ def retry_dead(connection: Connection, number: str, now: int) -> bool:
     return True
 
 
-def drop_dead(connection: Connection, number: str) -> bool:
-    """What a person throws away is accounted for: its receipt says so."""
+def drop_dead(connection: Connection, number: str, is_recorded: bool) -> bool:
+    """What a person throws away is accounted for: by its receipt, where it is not by the store."""
     letter = dead_one(connection, number)
     if letter is None:
         return False
     connection.execute("DELETE FROM tickets WHERE number = ?", (_number(number),))
     promise = dropped_of(letter.ticket)
-    if promise is not None:
+    if promise is not None and not is_recorded:
         receipt_table.note_dropped(connection, promise)
     return True
 

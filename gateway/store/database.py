@@ -141,13 +141,19 @@ class SqliteDatabase:
         return connection
 
 
-async def open_database(url: str) -> Database:
-    """Opens the database a URL names and brings its schema up to date; raises SettingsError or StoreUnavailable."""
-    from gateway.store.migrations import is_up_to_date, upgrade
+async def open_database(url: str, *, known: str = "") -> Database:
+    """Opens the database a URL names and brings its schema up to date; raises SettingsError or StoreUnavailable.
 
-    database = await open_as_it_is(url)
+    `known` names what knows that a ledger must be in it: without one nothing is made, for that would hide what is lost.
+    """
+    from gateway.store.migrations import HEAD, current_version, upgrade
+
+    database = await open_as_it_is(url, known=known)
     try:
-        if not await is_up_to_date(database):
+        version = await current_version(database)
+        if known and version is None:
+            raise _gone("its database is empty", known)
+        if version != HEAD:
             await upgrade(database)
     except BaseException:
         await database.close()
@@ -155,10 +161,15 @@ async def open_database(url: str) -> Database:
     return database
 
 
-async def open_as_it_is(url: str, *, patiently: bool = False) -> Database:
-    """Opens the database a URL names and leaves its schema alone; `patiently` lets one statement last an hour."""
+async def open_as_it_is(url: str, *, patiently: bool = False, known: str = "") -> Database:
+    """Opens the database a URL names and leaves its schema alone; `patiently` lets one statement last an hour.
+
+    A file that is not there is made, unless `known` names what knows that one must be there.
+    """
     path = file_of(url)
     if path is not None:
+        if known and not path.exists():
+            raise _gone(f"its file is gone: {path}", known)
         file = SqliteDatabase(path)
         await file.open()
         return file
@@ -167,6 +178,10 @@ async def open_as_it_is(url: str, *, patiently: bool = False) -> Database:
     server = PostgresDatabase(parse_postgresql_url(url), limits=PATIENT if patiently else Limits())
     await server.open()
     return server
+
+
+def _gone(what: str, known: str) -> StoreUnavailable:
+    return StoreUnavailable(f"{what}; put it back, or remove {known}, which knows a ledger, to begin with nothing")
 
 
 def file_of(url: str) -> Path | None:

@@ -46,6 +46,11 @@ class LedgerMark:
         self._path = path
         self._epoch = ""
 
+    @property
+    def known(self) -> str:
+        """The file's name where it knows a ledger; '' while there was none yet."""
+        return f"{self._path.parent.name}/{self._path.name}" if self.read() is not None else ""
+
     def note(self, number: int) -> None:
         """Notes that a dot of this number goes out; raises OSError where that cannot be, and then it must not."""
         mine = Position(epoch=self._epoch, number=number)

@@ -154,10 +154,10 @@ class Notices:
         return await self._journal.record("notice_told", work, size=len(written.octets))
 
     async def postpone(self, notice: Notice, *, seconds: float) -> None:
-        """It cannot be written now (a broken template): it stays chosen and comes again."""
+        """It cannot be told now (a broken template, a mail whose octets are lost): it stays what it is and comes again."""
         values = {"due_at": self._clock() + timedelta(seconds=seconds)}
         await self._database.write(
-            lambda connection: _change(connection, notice.id, State.CHOSEN, values, must=False), rings=False
+            lambda connection: _change(connection, notice.id, notice.state, values, must=False), rings=False
         )
 
     async def note_told(self) -> int:
@@ -180,9 +180,10 @@ class Notices:
         return await self._journal.record("notice_noted", work)
 
     async def told_since(self, moment: datetime) -> list[Notice]:
-        """What was decided since, for the outage ledger's memory of who has heard what."""
+        """What was decided of delays since, for the outage ledger's memory of who has heard what."""
         states = (State.CHOSEN, State.TOLD, State.UNNOTED)
-        query = _ALL.where(notices.c.told_at >= moment, notices.c.state.in_(states)).order_by(notices.c.told_at)
+        chosen = (notices.c.told_at >= moment, notices.c.state.in_(states), notices.c.stage.startswith(Stage.DELAYED))
+        query = _ALL.where(*chosen).order_by(notices.c.told_at)
         return await self._database.read(
             lambda connection: [_notice(row) for row in connection.execute(query.limit(10_000))]
         )

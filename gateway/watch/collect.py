@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Protocol
 
-from gateway.maillog import MailLog, told
+from gateway.maillog import MailLog
 from gateway.queue.broker import DeadTicket
 from gateway.runtime import Stop
 from gateway.store.blob_collector import Collector
@@ -37,7 +37,7 @@ async def collect(
         try:
             await collect_once(collector, broker, log=log)
         except Exception as error:  # noqa: BLE001  # broad: one blob nobody foresaw must not end all collecting
-            log.service("collector", "failed", error=told(error))
+            log.service_failed("collector", error=error)
 
 
 async def collect_once(collector: Collector, broker: Letters, *, log: MailLog) -> None:

@@ -74,16 +74,16 @@ def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
     return findings
 
 
-async def check_store(url: str) -> Finding:
-    """The store opens and has this version's schema; neither is helped along."""
+async def check_store(url: str, *, known: str = "") -> Finding:
+    """The store opens, has this version's schema, and the ledger that is `known` to be in it; nothing is helped along."""
     from gateway.store.database import file_of, open_as_it_is
     from gateway.store.migrations import HEAD, current_version
 
     path = file_of(url)
-    if path is not None and (not path.exists() or not path.stat().st_size):
+    if not known and path is not None and (not path.exists() or not path.stat().st_size):
         return Finding(level="ok", what="store", finding=f"{path} is not made yet", next_step="`gateway run` makes it")
     try:
-        database = await open_as_it_is(url)
+        database = await open_as_it_is(url, known=known)
         try:
             version = await current_version(database)
         finally:
@@ -91,6 +91,9 @@ async def check_store(url: str) -> Finding:
     except (StoreUnavailable, SettingsError) as error:
         step = "look at the file, its folder and disk" if path else "look at the server, its log and database_url"
         return Finding(level="wrong", what="store", finding=str(error), next_step=step)
+    if known and version is None:
+        text = f"its database is empty, and {known} knows a ledger"
+        return Finding(level="wrong", what="store", finding=text, next_step="restore it; mind database_url")
     if version != HEAD:
         text = f"has schema {version or 'none'}, this gateway works with {HEAD}"
         return Finding(level="warning", what="store", finding=text, next_step="the next `gateway run` brings it up")

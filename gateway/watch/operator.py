@@ -99,21 +99,27 @@ class Operator:
         if letter is None:
             return False
         await self._note(letter, "drop_asked")
-        await self._end(letter)
-        return await self.broker.drop_dead(number)
+        return await self.broker.drop_dead(number, is_recorded=await self._end(letter))
 
     async def _note(self, letter: DeadTicket, step: str) -> None:
         data = {"number": letter.number, "queue": letter.queue, "reason": letter.reason}
         await self.decisions.record_decided(letter.ticket.id, step, by=self.by, data=data)
 
-    async def _end(self, letter: DeadTicket) -> None:
-        """The dead recipients of a dropped letter get their final disposition; others of the same id are left alone."""
+    async def _end(self, letter: DeadTicket) -> bool:
+        """The dead recipients of a dropped letter get their final disposition; others of the same id are left alone.
+
+        True where the store has everybody the letter stood for.
+        """
         ticket, queue = letter.ticket, fresh_queue(letter.queue)
         if queue in _EMAIL_QUEUES:
             dead = (Disposition.DEAD,)
             await self.ledger.cancel(ticket.id, by=self.by, only=dead, ticket_id=ticket_id_of(ticket))
-        elif queue == MAIL_INBOUND:
-            await self.decisions.discard(ticket.id, by=self.by, recipients=_recipients(letter))
+            return bool(await self.ledger.recipients(ticket.id))
+        if queue != MAIL_INBOUND:
+            return False
+        named = _recipients(letter)
+        await self.decisions.discard(ticket.id, by=self.by, recipients=named)
+        return {row.rcpt_to for row in await self.mails.deliveries(ticket.id)}.issuperset(named)
 
     async def _replay_mail(self, mail_id: str) -> list[dict[str, Any]]:
         rows = await self.mails.deliveries(mail_id)
@@ -144,7 +150,7 @@ class Operator:
         for letter in await self.broker.dead():
             named = _recipients(letter)
             if letter.ticket.id == mail_id and named and cared_for.issuperset(named):
-                await self.broker.drop_dead(letter.number)
+                await self.broker.drop_dead(letter.number, is_recorded=True)
 
 
 def _recipients(letter: DeadTicket) -> list[str]:

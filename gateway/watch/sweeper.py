@@ -19,7 +19,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from gateway.mail.ids import new_id
-from gateway.maillog import MailLog, told
+from gateway.maillog import MailLog
 from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
 from gateway.queue.broker import DeadTicket
 from gateway.queue.receipts import KEPT_DAYS, Receipts
@@ -70,7 +70,7 @@ async def sweep(
             if receipts is not None:
                 await prune_receipts(receipts, clock() - timedelta(days=KEPT_DAYS))
         except Exception as error:  # noqa: BLE001  # broad: one row nobody foresaw must not end all sweeping
-            log.service("sweeper", "failed", error=told(error))
+            log.service_failed("sweeper", error=error)
             continue
         if swept.expired or swept.reissued:
             log.service("sweeper", "swept", expired=swept.expired, reissued=swept.reissued)

@@ -118,8 +118,10 @@ def move_store(house: House, *, away: bool) -> None:
     folder = house.folder.parent / "away"
     folder.mkdir(exist_ok=True)
     source, target = (house.folder, folder) if away else (folder, house.folder)
-    for path in [path for path in source.glob("store.db*") if path.is_file() and not path.name.endswith(".turn")]:
-        shutil.move(path, target / path.name)
+    # The file itself goes first and comes last: without its WAL it must never be found.
+    for name in ("store.db", "store.db-wal", "store.db-shm") if away else ("store.db-wal", "store.db-shm", "store.db"):
+        if (source / name).exists():
+            shutil.move(source / name, target / name)
 
 
 async def test_store_away_the_poster_hears_kept_and_when_it_is_back_the_post_is_there(tmp_path: Path) -> None:

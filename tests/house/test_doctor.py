@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.app import open_cage, open_store
+from gateway.app import Parts, open_cage, open_store
 from gateway.app.checks import refuse_open_house
+from gateway.app.making import open_store_patiently
+from gateway.app.services import BUILDERS
 from gateway.errors import SettingsError
+from gateway.maillog import MailLog
+from gateway.runtime import Stop
 from gateway.settings import Settings
 
 
@@ -79,6 +87,37 @@ async def test_listening_on_loopback_needs_nobody(tmp_path: Path, listen: str) -
     settings = Settings(data_dir=tmp_path, web_listen=listen).filled()
     async with open_store(settings) as store:
         await refuse_open_house(settings, store.access)
+
+
+@asynccontextmanager
+async def gone_store(settings: Settings) -> AsyncIterator[Path]:
+    """A store that a gateway has worked with and that is not in its place; yields where it is."""
+    async with open_store_patiently(settings, MailLog(stream=io.StringIO())):
+        pass
+    file = settings.data_dir / "store.db"
+    yield file.rename(settings.data_dir / "away.db")
+
+
+async def test_others_are_let_in_only_when_the_store_can_say_that_somebody_can_log_in(tmp_path: Path) -> None:
+    settings, said = Settings(data_dir=tmp_path, web_listen="0.0.0.0:0").filled(), MailLog(stream=io.StringIO())
+    async with gone_store(settings) as away, AsyncExitStack() as stack:
+        service = await BUILDERS["web"](Parts(settings, said), stack)
+        serving = asyncio.ensure_future(service(Stop()))
+        away.rename(tmp_path / "store.db")
+        with pytest.raises(SettingsError, match="needs a user"):
+            await asyncio.wait_for(serving, 60)
+
+
+async def test_a_store_that_is_gone_is_wrong_and_not_merely_unmade(tmp_path: Path) -> None:
+    (tmp_path / "var").mkdir()
+    settings = Settings(data_dir=tmp_path / "var").filled()
+    async with gone_store(settings):
+        [(level, text)] = found(doctor(tmp_path), "store")
+        assert (level, "its file is gone" in text) == ("wrong", True)
+        (tmp_path / "var" / "store.db").touch()
+        assert found(doctor(tmp_path), "store") == [
+            ("wrong", "its database is empty, and var/ledger.mark knows a ledger")
+        ]
 
 
 async def test_the_first_render_pays_no_imports(tmp_path: Path) -> None:

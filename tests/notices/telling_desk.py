@@ -32,6 +32,7 @@ from gateway.reply import Reply
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import Database, open_database
 from gateway.store.emails import DatabaseLedger
+from gateway.store.lists import Lists
 from gateway.store.mails import Mails
 from gateway.store.notices import Notices
 from gateway.store.outage import OutageLedger
@@ -149,7 +150,7 @@ class Desk:
 
     async def told(self) -> list[dict[str, Any]]:
         """The emails in the ledger that are notices, as the list has them."""
-        return [row for row in await self.ledger.list_emails() if row["template"] == "notices"]
+        return [row for row in await Lists(self.database).newest("emails") if row["template"] == "notices"]
 
     async def octets(self, email_id: str) -> bytes:
         record = await self.ledger.email(email_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -106,6 +107,24 @@ async def test_who_heard_it_from_the_store_today_does_not_hear_it_from_the_outag
     assert desk.relay.taken == []
 
 
+async def test_what_another_process_decided_just_before_our_look_and_committed_just_after_it_is_remembered(
+    desk: Desk, clock: Clock
+) -> None:
+    await desk.defer(await desk.receive())
+    clock.advance(895)
+    await look(desk)
+    clock.advance(10)
+    await desk.teller._mirror()
+    clock.advance(-3)  # its transaction began before our look
+    [due] = await desk.notices.due()
+    assert await desk.notices.choose(due.id) is not None
+    clock.advance(3)
+    await desk.teller._mirror()
+    await wait_without_store(desk, clock)
+    await look(desk)
+    assert desk.relay.taken == []
+
+
 async def test_twenty_mails_of_one_sender_are_one_notice(desk: Desk, clock) -> None:
     desk.take_store_away()
     for _ in range(20):
@@ -195,6 +214,19 @@ async def test_the_service_ends_at_once_when_it_is_asked_to(desk: Desk) -> None:
     stop = Stop()
     stop.set()
     await desk.teller.run(stop)
+
+
+async def test_what_nobody_foresaw_while_the_store_is_away_does_not_end_the_service(desk: Desk, clock: Clock) -> None:
+    await wait_without_store(desk, clock)
+    desk.relay.fault = OSError("nobody foresaw this")
+    stop = Stop()
+    telling = asyncio.create_task(desk.teller.run(stop))
+    async with asyncio.timeout(60):
+        while not desk.log.counters["notices-failed"]:
+            assert not telling.done(), telling.exception()
+            await asyncio.sleep(0.01)  # polling: only the log hears of it
+    stop.set()
+    await telling
 
 
 @pytest.mark.parametrize("damage", ["moved away", "replaced by a folder"])

@@ -16,8 +16,11 @@ from telling_desk import OCTETS, Clock, Desk
 
 from gateway.cage import Cage
 from gateway.mail.disposition import Disposition
+from gateway.mail.ids import new_id
+from gateway.mail.loop_guard import Telling
 from gateway.reply import Reply
 from gateway.store import schema
+from gateway.store.database import insert_absent
 from gateway.store.posts import NewAttachment, NewPost
 
 
@@ -274,3 +277,26 @@ async def test_a_notice_that_fails_is_told_to_nobody(desk: Desk) -> None:
 
 def test_the_octets_of_this_test_hold_the_secret() -> None:
     assert b"secret body" in OCTETS
+
+
+async def test_a_mail_whose_octets_are_lost_keeps_nobody_else_from_being_told(desk: Desk) -> None:
+    lost = desk.envelope(mail_from="bob@example.org")
+    blob = "sha256:" + "0" * 64
+    await desk.mails.record_received(lost, blob, 300_000, "0" * 64, subject="Photos", telling=Telling(subject="Photos"))
+    await desk.fail(lost)
+    await desk.fail(await desk.receive())
+    await desk.teller.tell_due()
+    assert [row["recipient"] for row in await desk.told()] == ["ann@example.org"]
+    assert desk.log.counters["notice-failed"] == 1
+    await desk.teller.tell_due()
+    assert desk.log.counters["notice-failed"] == 1, "it comes again later"
+
+
+async def test_a_notice_of_something_that_is_gone_keeps_nobody_else_from_being_told(desk: Desk) -> None:
+    row = {"id": new_id(), "subject": new_id(), "kind": "email", "recipient": "bob@example.net", "stage": "asked"}
+    row |= {"addressee": "ops@example.com", "reason": "failed", "facts": {}, "state": "planned", "due_at": desk.clock()}
+    await desk.database.write(lambda connection: insert_absent(connection, schema.notices, row))
+    await desk.fail(await desk.receive())
+    await desk.teller.tell_due()
+    assert [row["recipient"] for row in await desk.told()] == ["ann@example.org"]
+    assert desk.log.counters["notice-failed"] == 1

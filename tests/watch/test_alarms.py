@@ -196,6 +196,22 @@ async def test_fifty_thousand_failures_in_a_minute_are_one_message_and_one_sum(h
     ]
 
 
+async def test_fifty_thousand_failures_counted_by_two_processes_are_one_message_and_the_sum_of_both(
+    host: Host, receiver: Receiver
+) -> None:
+    offices = [(host.process(name), FailureMeter()) for name in ("one", "two")]
+    for second in range(-2, 1200, 2):
+        host.now += 2
+        failed = int(25_000 * min(1.0, max(0, second) / 60))
+        for book, meter in offices:
+            book.report(look_at(Sight(failures=meter.read(host.now, failed=failed, relayed=0))), host.now)
+            await host.tell(book)
+    first, summed, over = (item["message"] for item in receiver.messages)
+    assert first.startswith("833 recipients failed for good")
+    assert summed.startswith("Still: 50000 recipients failed for good")
+    assert over.endswith("Last seen: 50000 recipients failed for good, more than were relayed")
+
+
 async def test_alarms_that_come_together_are_one_message_with_the_worst_first_named(
     host: Host, receiver: Receiver
 ) -> None:
@@ -322,6 +338,18 @@ async def test_a_damaged_book_is_begun_anew(host: Host, receiver: Receiver, cont
     assert read_alarms(host.folder) == []
     await host.pass_time(host.process(), found(STORE), 10)
     assert len(receiver.messages) == 1
+
+
+async def test_a_book_of_the_next_version_is_read_and_nothing_of_it_told_again(host: Host, receiver: Receiver) -> None:
+    book = host.process()
+    await host.pass_time(book, found(STORE), 60)
+    written = json.loads((host.folder / "alarms.json").read_text())
+    written["escalations"] = {}
+    for alarm in written["alarms"].values():
+        alarm["escalated_at"] = None
+    (host.folder / "alarms.json").write_text(json.dumps(written))
+    await host.pass_time(book, found(STORE), 60)
+    assert len(receiver.messages) == 1, receiver.messages
 
 
 async def test_a_book_that_cannot_be_written_keeps_nobody_from_telling_once(

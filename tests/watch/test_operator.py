@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.contract.email_send import SendEmail
 from gateway.errors import PermanentFailure
@@ -18,12 +19,14 @@ from gateway.queue.sqlite import SqliteBroker
 from gateway.queue.ticket import EMAIL_SEND, MAIL_INBOUND, Ticket
 from gateway.runtime import utc_now
 from gateway.store import outbox
+from gateway.store.accounting import Accounting
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import open_database
 from gateway.store.decisions import Decisions
 from gateway.store.emails import DatabaseLedger
 from gateway.store.mails import Mails
 from gateway.watch.operator import Operator
+from gateway.watch.reconcile import reconcile
 
 ANN, BEN = "ann@localhost", "ben@localhost"
 OCTETS = b"Subject: hello\r\n\r\nhello\r\n"
@@ -169,6 +172,29 @@ async def test_a_dropped_dead_letter_ends_the_recipients_it_stood_for(desk: Desk
     assert await desk.state(email_id) == {ANN: "cancelled"}
     assert await desk.state(mail_id) == {ANN: "discarded", BEN: "failed"}
     assert await desk.noted(email_id) == [("drop_asked", "olga"), ("cancelled", "olga")]
+
+
+async def test_a_row_that_is_lost_is_named_also_where_a_dead_letter_of_its_mail_was_dropped(desk: Desk) -> None:
+    mail_id, email_id = await desk.held_mail(), await desk.email()
+    await desk.mails.record_dead(mail_id, ANN, "posts", "it broke")
+    unknown = new_id()
+    letters = [
+        Ticket(queue=MAIL_INBOUND, id=mail_id, body=b"", headers={"rcpt_to": [ANN, BEN]}),
+        Ticket(queue=EMAIL_SEND, id=email_id, body=b"{}"),
+        Ticket(queue=MAIL_INBOUND, id=unknown, body=b"", headers={"rcpt_to": [ANN, BEN]}),
+    ]
+    for letter in letters:
+        assert await desk.operator.drop_dead(await desk.die(letter))
+    assert (await reconcile(desk.broker, Accounting(desk.database))).is_balanced
+    for table, column, item in (("deliveries", "mail_id", mail_id), ("email_recipients", "email_id", email_id)):
+        remove = sa.text(
+            f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {column} = :item LIMIT 1)"
+        )
+        await desk.database.write(
+            lambda connection, remove=remove, item=item: connection.execute(remove, {"item": item}) and None
+        )
+    missing = (await reconcile(desk.broker, Accounting(desk.database))).missing
+    assert {item.id for item in missing} == {mail_id, email_id}
 
 
 async def test_dropping_leaves_alone_what_another_ticket_works(desk: Desk) -> None:

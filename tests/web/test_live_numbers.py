@@ -78,9 +78,18 @@ async def test_a_store_and_a_queue_that_do_not_answer_are_told_on_the_page(parts
     ]
 
 
+async def test_what_an_alarm_says_already_is_not_said_twice(parts: Parts) -> None:
+    async def alarms() -> list[Alarm]:
+        return [Alarm(topic="store", what="the store cannot be reached", next_step="look at it")]
+
+    parts.answers = False
+    snapshot = await live(parts, alarms=alarms).snapshot()
+    assert [trouble.partition(":")[0] for trouble in snapshot.troubles] == ["The queue does not answer"]
+
+
 async def test_alarms_stand_on_the_overview(parts: Parts) -> None:
     async def alarms() -> list[Alarm]:
-        return [Alarm(what="<b>the relay is paused</b>", next_step="look at it", since=utc_now())]
+        return [Alarm(topic="relay", what="<b>the relay is paused</b>", next_step="look at it", since=utc_now())]
 
     snapshot = await live(parts, alarms=alarms).snapshot()
     values: dict[str, Any] = {"places": None, "last_mails": [], "last_emails": [], "pulse": None, "troubles": []}

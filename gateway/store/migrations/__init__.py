@@ -31,11 +31,6 @@ async def upgrade(database: Database) -> None:
     await database.write(_bring_up_to_date)
 
 
-async def is_up_to_date(database: Database) -> bool:
-    """Whether the schema is this gateway's own."""
-    return await current_version(database) == HEAD
-
-
 async def current_version(database: Database) -> str | None:
     """The schema's version, None for an empty database."""
     return await database.read(_version)

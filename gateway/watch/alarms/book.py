@@ -16,9 +16,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gateway.watch.alarms.conditions import TOPICS, Condition, Look, Severity, concerns
 
@@ -103,11 +104,18 @@ class _State:
 
     @classmethod
     def of(cls, text: str) -> _State:
-        """Reads the file's text; raises ValueError or TypeError for one that is not ours."""
+        """Reads the file's text; raises ValueError or TypeError for one that is not ours.
+
+        What only the next version knows is left out: the two run side by side while one is replaced by the other.
+        """
         values = json.loads(text)
-        alarms = {key: Alarm(**row) for key, row in values.pop("alarms").items()}
+        alarms = {key: Alarm(**_known(Alarm, row)) for key, row in values.pop("alarms").items()}
         known = {key: alarm for key, alarm in alarms.items() if alarm.topic in TOPICS}
-        return cls(alarms=known, **values)
+        return cls(alarms=known, **_known(cls, values))
+
+
+def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    return {item.name: values[item.name] for item in fields(kind) if item.name in values}
 
 
 def read_alarms(folder: Path) -> list[Alarm]:
@@ -210,12 +218,12 @@ class AlarmBook:
             self._raise_again(alarm, now)
         alarm.reporters[self._process] = (now, condition.count)
         alarm.last_seen, alarm.severity, alarm.is_urgent = now, condition.severity, condition.is_urgent
-        alarm.what, alarm.next_step = condition.what, condition.next_step
-        counts = [count for _, count in alarm.reporters.values()]
-        count = sum(counts) if condition.is_own else condition.count
+        own_counts = [count for _, count in alarm.reporters.values()]
+        # A process whose failing is over, or that ended, takes none of its failures back.
+        count = max(sum(own_counts), alarm.count) if condition.is_own else condition.count
         if count > alarm.count:
             alarm.grown_at = now
-        alarm.count = count
+        alarm.count, alarm.what, alarm.next_step = count, condition.said(count), condition.next_step
 
     @staticmethod
     def _raise_again(alarm: Alarm, now: float) -> None:
@@ -224,7 +232,7 @@ class AlarmBook:
         alarm.over_at = None
         if was_told:
             alarm.since = alarm.raised_at = now
-            alarm.sums = 0
+            alarm.sums = alarm.count = 0
             alarm.tell(now)
         else:
             alarm.news -= 1  # nobody knows that it was over

@@ -52,7 +52,8 @@ TOPICS: dict[str, Topic] = {
 class Condition:
     """One thing that is wrong now; `subject` tells things of one topic apart, `count` is how many where that can grow.
 
-    `is_own`: the count is this process's own, and those of several processes add up; `is_urgent`: no patience.
+    `is_own`: the count is this process's own, those of several processes add up, and their sum begins the sentence `what`;
+    `is_urgent`: no patience.
     """
 
     topic: str
@@ -63,6 +64,10 @@ class Condition:
     severity: Severity = "warning"
     is_own: bool = False
     is_urgent: bool = False
+
+    def said(self, count: int) -> str:
+        """What it says when so many were counted in all."""
+        return f"{count} {self.what}" if self.is_own else self.what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +124,10 @@ def condition(topic: str, what: str, next_step: str, **more: object) -> Conditio
 
 def _of_machine(sight: Sight) -> Iterator[Condition]:
     if sight.store_fault is not None:
-        what = f"the store cannot be reached: {sight.store_fault}; mail is still taken in and waits in the queue"
+        what = f"the store cannot be reached; mail is still taken in and waits in the queue: {sight.store_fault}"
         yield condition("store", what, "gateway doctor; look at the database, its disk and its rights")
     if sight.queue_fault is not None:
-        what = f"the queue cannot be reached: {sight.queue_fault}; doors answer 451, nothing is taken in or sent"
+        what = f"the queue cannot be reached; doors answer 451, nothing is taken in or sent: {sight.queue_fault}"
         yield condition("queue", what, "gateway doctor; look at the broker or the file, its disk and its rights")
     if sight.free_bytes is not None and sight.free_bytes < sight.min_free_bytes:
         what = f"{sight.free_bytes // 2**20} MiB free, {sight.min_free_bytes // 2**20} wanted: doors answer 452"
@@ -172,7 +177,7 @@ def _of_held(sight: Sight) -> Iterator[Condition]:
         step = "gateway mails --disposition held; mend the mailbox, then gateway replay ID"
         yield condition("mailbox", what, step, count=held.mailboxes)
     if sight.failures:
-        what = f"{sight.failures} recipients failed for good, more than were relayed"
+        what = "recipients failed for good, more than were relayed"
         step = "gateway emails --disposition failed: what do the relays say?"
         yield condition("failures", what, step, count=sight.failures, is_own=True)
 

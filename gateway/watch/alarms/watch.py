@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from gateway.errors import QueueUnavailable, StoreUnavailable, TransientFailure
-from gateway.maillog import MailLog, told
+from gateway.errors import QueueUnavailable
+from gateway.maillog import MailLog
 from gateway.runtime import Stop, in_thread
 from gateway.watch.alarms.book import Alarm, AlarmBook
 from gateway.watch.alarms.conditions import Look, Sight, condition, look_at
@@ -47,7 +47,7 @@ async def watch(
             if telling is None or telling.done():
                 telling = asyncio.create_task(_tell(postman, log))
         except Exception as error:  # noqa: BLE001  # broad: an alarm nobody foresaw must not end all looking
-            log.service("alarms", "failed", error=told(error))
+            log.service_failed("alarms", error=error)
         pause_seconds = max(look_seconds, min(REST * (time.monotonic() - began), LONGEST_PAUSE_SECONDS))
     if telling is not None and not telling.done():
         telling.cancel()
@@ -55,13 +55,10 @@ async def watch(
             await telling
 
 
-async def tell_of_no_start(fault: TransientFailure, book: AlarmBook, postman: Postman, log: MailLog) -> None:
+async def tell_of_no_start(fault: QueueUnavailable, book: AlarmBook, postman: Postman, log: MailLog) -> None:
     """The process cannot even begin: nobody will look, so that this is said now, once however often it is tried again."""
-    topic = {StoreUnavailable: "store", QueueUnavailable: "queue"}.get(type(fault))
-    if topic is None:
-        return
     what = f"the gateway cannot start, nothing is taken in or sent: {fault}"
-    cannot_start = condition(topic, what, "gateway doctor; then start it again", is_urgent=True)
+    cannot_start = condition("queue", what, "gateway doctor; then start it again", is_urgent=True)
     look = Look(conditions=(cannot_start,), judged=frozenset())
     for alarm in await in_thread(lambda: book.report(look, time.time()), seconds=BOOK_SECONDS):
         _say(alarm, log)
@@ -90,4 +87,4 @@ async def _tell(postman: Postman, log: MailLog) -> None:
     try:
         await postman.round()
     except Exception as error:  # noqa: BLE001  # broad: it runs beside the looks, and nobody waits for it
-        log.service("alarms", "failed", error=told(error))
+        log.service_failed("alarms", error=error)

@@ -30,8 +30,9 @@ _KEEP_ALIVE_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Something an operator should know now."""
+    """Something an operator should know now; `topic` is one of `docs/alarms.md`."""
 
+    topic: str
     what: str
     next_step: str
     since: datetime | None = None
@@ -63,7 +64,10 @@ class Snapshot:
 
     @property
     def troubles(self) -> list[str]:
-        return [trouble for trouble in (self.store_trouble, self.queue_trouble) if trouble]
+        """What this look could not ask, where no alarm says so already."""
+        told = {alarm.topic for alarm in self.alarms}
+        found = {"store": self.store_trouble, "queue": self.queue_trouble}
+        return [trouble for topic, trouble in found.items() if trouble and topic not in told]
 
     @property
     def held(self) -> int:
