@@ -15,6 +15,7 @@ MAIL_INBOUND = "mail.inbound"
 EMAIL_SEND = "email.send"
 EMAIL_SEND_URGENT = "email.send.urgent"
 EMAIL_SEND_BULK = "email.send.bulk"
+EMAIL_SEND_SERIAL = "email.send.serial"  # worked one ticket at a time, in the order of its tickets
 POST_CREATE = "post.create"
 PHOTO_RENDER = "photo.render"
 SUSPECT = "gateway.suspect"
@@ -22,8 +23,17 @@ HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came f
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
 
-WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, PHOTO_RENDER, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+WORK_QUEUES = (
+    MAIL_INBOUND,
+    POST_CREATE,
+    PHOTO_RENDER,
+    EMAIL_SEND_URGENT,
+    EMAIL_SEND,
+    EMAIL_SEND_BULK,
+    EMAIL_SEND_SERIAL,
+)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
+EMAIL_QUEUES = (*STREAM_QUEUES.values(), EMAIL_SEND_SERIAL)
 _RETRY = ".retry"
 
 

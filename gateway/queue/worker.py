@@ -7,6 +7,7 @@ the ticket goes last.  What it raises decides alone what happens next:
     PermanentFailure                        dead, with its text as the reason
     LeaseLost                               nothing: the ticket is somebody else's now
     anything else, the deadline too         the ladder: a fault that always comes must not come for ever
+In `email.send.serial` a fault of ours costs no ticket its place: it goes back after `probe_seconds`, nothing overtakes it.
 A ticket that comes for the third time without a word of those who had it is a suspect: it is put apart before anything
 else is tried.  A worker of `gateway.suspect` runs in a process of its own, one ticket at a time; there a ticket has
 `SUSPECT_LIVES`, then it is dead (crashed), after its kind's `bury` has recorded so.
@@ -27,7 +28,7 @@ from typing import Protocol
 from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, TransientFailure
 from gateway.queue.broker import Broker, Consumer, Dead, Done, Later, Lease, Outcome, Release, Suspect
 from gateway.queue.ladder import Ladder
-from gateway.queue.ticket import SUSPECT, Ticket, at_home, fresh_queue
+from gateway.queue.ticket import EMAIL_SEND_SERIAL, SUSPECT, Ticket, at_home, fresh_queue
 from gateway.runtime import CLEANUP_SECONDS, Clock, Stop, failpoint, utc_now
 
 Handler = Callable[[Ticket], Awaitable[Done | Later]]
@@ -316,7 +317,15 @@ class _Bench:
         except BaseException as error:  # noqa: BLE001
             if self._is_over and isinstance(error, _HandlerTimedOut):
                 return Release()
+            if ticket.queue == EMAIL_SEND_SERIAL and _spends_no_attempt(error):
+                return await self._keep_place(ticket, error)
             return self.rules.after(ticket, error)
+
+    async def _keep_place(self, ticket: Ticket, error: BaseException) -> Outcome:
+        next_step = f"again in its place in {self.probe_seconds:g} s"
+        self.rules.observer.handler_failed(ticket.queue, ticket.id, error=error, next_step=next_step)
+        await asyncio.sleep(self.probe_seconds)
+        return Release()
 
     def _handler(self, ticket: Ticket) -> Handler:
         handler = self.handlers.get(fresh_queue(ticket.queue))
