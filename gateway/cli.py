@@ -28,13 +28,23 @@ cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 db = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The store's schema and who may do what in it.")
 templates = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The templates emails are made of.")
+recipients = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Whom we take mail for.")
+people = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Registered people: who may write to mailboxes for members."
+)
+address = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Secret addresses: who has one may write there."
+)
+cli.add_typer(dead, name="dead")
+cli.add_typer(people, name="people")
+cli.add_typer(address, name="address")
 alarm = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Alarms: how admins are told.")
 users = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="People who may log in to the pages.")
 keys = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Keys of apps for the API.")
-cli.add_typer(dead, name="dead")
 cli.add_typer(alarm, name="alarm")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
+cli.add_typer(recipients, name="recipients")
 cli.add_typer(templates, name="templates")
 cli.add_typer(db, name="db")
 
@@ -118,7 +128,7 @@ def run(
     context: Context,
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="smtp lmtp ingest photos send events web sweep notices alarms suspects; none: all."),
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep people notices alarms suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
@@ -287,6 +297,8 @@ def explain(
     file: Annotated[str, typer.Argument(metavar="FILE.eml", help="A mail; - is stdin.")],
     to: Annotated[list[str], typer.Option(help="A recipient; repeat for more.")],
     from_: Annotated[str, typer.Option("--from", help="The envelope's sender.")] = "",
+    client: Annotated[str, typer.Option(help="The address of the host that brings it, for SPF.")] = "",
+    helo: Annotated[str, typer.Option(help="What that host calls itself.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Says what would become of a mail, and why: the decision of the real thing, and nothing written."""
@@ -296,7 +308,7 @@ def explain(
         octets = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise _no(f"{file}: {error.strerror}") from None
-    for item in _run(commands.explain(_settings(context), octets, to, from_)):
+    for item in _run(commands.explain(_settings(context), octets, to, from_, client=client, helo=helo)):
         tables.print_object(item, as_json=as_json)
 
 
@@ -309,6 +321,20 @@ def replay(
 
     rows = _run(commands.replay(_settings(context), items))
     tables.print_rows(rows, ["id", "rcpt_to", "disposition", "action"], as_json=as_json)
+
+
+@recipients.command("export")
+def recipients_export(
+    context: Context, file: Annotated[str, typer.Argument(help="Where Postfix reads them (texthash:); - is stdout.")]
+) -> None:
+    """Writes our recipients as a Postfix table; a file that is right already is left alone."""
+    from gateway import commands
+
+    text, is_new = commands.export_recipients(_settings(context), None if file == "-" else Path(file))
+    if file == "-":
+        print(text, end="")  # noqa: T201
+    else:
+        _note(f"{file}: {text.count(chr(10))} recipients, {'written' if is_new else 'unchanged'}")
 
 
 @cli.command()
@@ -426,6 +452,53 @@ def templates_check(context: Context) -> None:
     problems = _run(commands.check_templates(_settings(context)))
     if problems:
         raise typer.Exit(_fail(EXIT_NO, problems))
+
+
+@people.command("add")
+def people_add(
+    context: Context, address: str, name: Annotated[str, typer.Option(help="How the person is called.")] = ""
+) -> None:
+    """Registers a person by address."""
+    from gateway import commands
+
+    _run(commands.add_person(_settings(context), address, name))
+
+
+@people.command("list")
+def people_list(context: Context, as_json: AsJson = False) -> None:
+    """Lists registered people."""
+    _list(context, "people", ["address", "name"], {}, as_json)
+
+
+@people.command("remove")
+def people_remove(context: Context, address: str) -> None:
+    """Takes a person out; their secret addresses are void."""
+    from gateway import commands
+
+    if not _run(commands.remove_person(_settings(context), address)):
+        raise _no(f"{address} is not registered")
+
+
+@address.command("new")
+def address_new(
+    context: Context,
+    person: Annotated[str, typer.Argument(metavar="PERSON", help="A registered person's address.")],
+    mailbox: Annotated[str, typer.Argument(metavar="MAILBOX", help='An address of a mailbox with who = "secret".')],
+    days: Annotated[int | None, typer.Option(min=1, max=36500, help="Good for so many days; default: no end.")] = None,
+) -> None:
+    """Prints a secret address for one person and one mailbox."""
+    from gateway import commands
+
+    print(_run(commands.new_address(_settings(context), person, mailbox, days=days)))  # noqa: T201
+
+
+@address.command("rotate")
+def address_rotate(context: Context, person: Annotated[str, typer.Argument(metavar="PERSON")]) -> None:
+    """Makes all secret addresses of a person void; make new ones with `address new`."""
+    from gateway import commands
+
+    if not _run(commands.rotate_addresses(_settings(context), person)):
+        raise _no(f"{person} is not registered")
 
 
 @users.command("add")

@@ -210,3 +210,12 @@ def test_the_headers_know_better_than_the_text() -> None:
     assert language_of("de-AT", "fr", "the and of to is") == "de"
     assert language_of("", "fr;q=0.5, uk;q=0.9, *;q=0.1", "the and of to is") == "uk"
     assert language_of("x" * 10_000, "q=;;=,", "") == ""
+
+
+def test_a_login_and_a_domain_that_vouches_prove_a_sender_wherever_he_connects_from() -> None:
+    far = replace(envelope(), client="203.0.113.9")
+    octets = b"Subject: x\r\n\r\nx\r\n"
+    assert "not verified" in GUARD.judge(far, octets).untold
+    assert GUARD.judge(far, octets, is_verified=True).untold == ""
+    assert GUARD.judge(replace(far, auth="ann"), octets).untold == ""
+    assert "null sender" in GUARD.judge(replace(far, mail_from=""), octets, is_verified=True).untold

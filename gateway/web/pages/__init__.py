@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from gateway.web.guard import wants_html
 from gateway.web.login import FormView
-from gateway.web.pages import captured, emails, mails, overview, posts, status, waiting
+from gateway.web.pages import captured, confirm, emails, mails, overview, posts, status, waiting
 from gateway.web.pages.desk import Desk, NoSuchPage, OurFault, fault_page, page_route
 from gateway.web.pages.view import View, static_files, static_response
 
@@ -34,7 +34,7 @@ def create_pages(desk: Desk) -> APIRouter:
             raise NoSuchPage("there is no such file")
         return static_response(*files[path])
 
-    for subject in (overview, mails, emails, posts, captured, waiting, status):
+    for subject in (overview, mails, emails, posts, captured, waiting, status, confirm):
         subject.add_routes(router, desk)
     return router
 
