@@ -178,12 +178,14 @@ def send(
     attach: Annotated[list[Path] | None, typer.Option(help="A file to attach.")] = None,
     id_: Annotated[str | None, typer.Option("--id", help="The email's UUID: the idempotency key.")] = None,
     stream: Annotated[str | None, typer.Option(help="urgent, normal or bulk.")] = None,
+    serial_key: Annotated[str | None, typer.Option(help="Emails of one key leave in order.")] = None,
 ) -> None:
     """Queues one email and prints its id."""
     from gateway import commands
 
     fields: dict[str, Any] = {"params": _params(params, param or ())}
-    fields |= {key: value for key, value in (("id", id_), ("stream", stream)) if value is not None}
+    given = {"id": id_, "stream": stream, "serial_key": serial_key}
+    fields |= {key: value for key, value in given.items() if value is not None}
     email_id = _run(commands.send(_settings(context), template, to, attach or (), fields))
     try:
         print(email_id, flush=True)  # noqa: T201
@@ -246,7 +248,7 @@ def emails(
     as_json: AsJson = False,
 ) -> None:
     """Lists emails, one line per recipient, oldest first."""
-    columns = ["id", "recipient", "disposition", "template", "attempts", "relay", "reply", "next_attempt_at"]
+    columns = ["id", "recipient", "disposition", "template", "attempts", "relay", "reply", "next_attempt_at", "reason"]
     filters = {"disposition": disposition, "recipient": recipient, "id": id_, "limit": limit}
     _list(context, "emails", columns, filters, as_json)
 

@@ -35,7 +35,7 @@ from gateway.mail.ids import canonical_uuid, new_id
 from gateway.pending import open_pending
 from gateway.queue.amqp_url import SCHEMES, amqp_urls
 from gateway.queue.broker import Broker, Done
-from gateway.queue.ticket import POST_CREATE, STREAM_QUEUES, Ticket
+from gateway.queue.ticket import EMAIL_SEND_SERIAL, POST_CREATE, STREAM_QUEUES, Ticket
 from gateway.runtime import aside
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class Client:
         return request
 
     async def _ticket(self, request: SendEmail) -> Ticket:
-        queue = STREAM_QUEUES[request.stream or "normal"]
+        queue = STREAM_QUEUES[request.stream or "normal"] if request.serial_key is None else EMAIL_SEND_SERIAL
         size = sum(len(item.data or "") for item in request.attachments) + len(request.text or request.html or "")
         body = await aside(size, request.to_json)
         if len(body) > MAX_REQUEST_BYTES:

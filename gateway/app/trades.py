@@ -101,7 +101,7 @@ async def photo_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
 
 async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
     from gateway.outbound.deliver import Deliver
-    from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_URGENT
+    from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_SERIAL, EMAIL_SEND_URGENT
 
     settings = parts.settings
     broker, store, pool = await parts.queue(stack), await parts.store(stack), await parts.pool(stack)
@@ -120,7 +120,7 @@ async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         claim_seconds=settings.limits.claim,
         handler_seconds=settings.limits.handler,
     )
-    weights = {EMAIL_SEND_URGENT: 8, EMAIL_SEND: 4, EMAIL_SEND_BULK: 2}
+    weights = {EMAIL_SEND_URGENT: 8, EMAIL_SEND: 4, EMAIL_SEND_SERIAL: 4, EMAIL_SEND_BULK: 2}
     return Trade(
         weights=weights,
         handlers=dict.fromkeys(weights, deliver.handle),

@@ -14,7 +14,7 @@ from gateway.contract.events import CONTENT_TYPE, CloudEvent, EventType
 from gateway.contract.post_create import CreatePost
 
 COMMANDS: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
-    "email.send": (SendEmail, ("email.send", "email.send.urgent", "email.send.bulk")),
+    "email.send": (SendEmail, ("email.send", "email.send.urgent", "email.send.bulk", "email.send.serial")),
     "post.create": (CreatePost, ("post.create",)),
 }
 MODELS: dict[str, type[BaseModel]] = {name: model for name, (model, _) in COMMANDS.items()} | {"event": CloudEvent}

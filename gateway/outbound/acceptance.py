@@ -2,7 +2,7 @@
 
 The first half of a fresh `email.send` ticket; `deliver` does the second.  Order: checked, recorded, answered.  The answer to
 an asker is `{"id", "status": "accepted" | "rejected" | "conflict", "errors": [...]}`, repeated when the ticket comes again.
-Limits: serial keys are refused, the queue that orders them is not built yet.
+A `serial_key` and the queue `email.send.serial` belong together: either without the other is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import parse_address, wire_mailbox
 from gateway.mail.ids import canonical_uuid, new_id
 from gateway.maillog import MailLog
-from gateway.queue.ticket import STREAM_QUEUES, Ticket, fresh_queue
+from gateway.queue.ticket import EMAIL_SEND_SERIAL, STREAM_QUEUES, Ticket, fresh_queue
 from gateway.runtime import aside, failpoint
 from gateway.store.ledger import Acceptance, Ledger
 
@@ -46,8 +46,8 @@ class AcceptanceDesk:
         self._log = log
         self._default_from = default_from
 
-    async def accept(self, ticket: Ticket) -> str | None:
-        """Records the request and answers; returns the email's id, None when there is nothing to send.
+    async def accept(self, ticket: Ticket) -> SendEmail | None:
+        """Records the request and answers; returns it, None when there is nothing to send.
 
         Raises NewerVersion, StoreUnavailable, QueueUnavailable.
         """
@@ -72,7 +72,7 @@ class AcceptanceDesk:
         request = read_request(ticket)
         return request, self._check(request, ticket), request.content_hash()
 
-    async def _tell(self, ticket: Ticket, request: SendEmail, acceptance: Acceptance) -> str | None:
+    async def _tell(self, ticket: Ticket, request: SendEmail, acceptance: Acceptance) -> SendEmail | None:
         if acceptance is Acceptance.CONFLICT:
             problem = Problem("id", "is taken by an email with other content")
             await self._ledger.record_rejected(request.id, app=ticket.app, problems=[problem])
@@ -83,17 +83,20 @@ class AcceptanceDesk:
             recipients = len(request.recipients())
             self._log.email_accepted(request.id, recipients=recipients, template=request.template or "")
         await self._respond(ticket, request.id, "accepted", [])
-        return request.id
+        return request
 
     def _check(self, request: SendEmail, ticket: Ticket) -> str:
         """Checks what needs the queue and the templates; returns the stream."""
         problems = []
         stream = _STREAM_OF_QUEUE.get(fresh_queue(ticket.queue), "normal")
-        if stream == "normal":  # a bare publish to the plain queue takes the body's word
+        if stream == "normal":  # the plain queue and the serial one take the body's word
             stream = request.stream or stream
         elif request.stream not in (None, stream):
             problems.append(Problem("stream", f"{request.stream} contradicts the key of the {stream} queue"))
-        if request.serial_key is not None:
+        is_serial = fresh_queue(ticket.queue) == EMAIL_SEND_SERIAL
+        if is_serial and request.serial_key is None:
+            problems.append(Problem("serial_key", "is needed with the key email.send.serial, which keeps order by it"))
+        elif request.serial_key is not None and not is_serial:
             problems.append(Problem("serial_key", "belongs to the key email.send.serial"))
         if request.template is not None:
             problems += self._templates.problems(request.template, request.params)

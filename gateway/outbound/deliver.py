@@ -1,6 +1,7 @@
 """Deliver: the handler of `email.send` tickets, fresh ones and retries.  Record, publish, ack last.
 
-A fresh ticket is a request: it is accepted, rendered once, and every due recipient is attempted, some at a time.  A
+A fresh ticket is a request: it is accepted, rendered once, and every due recipient is attempted, some at a time; one of
+`email.send.serial` is accepted only, and the end of an email of a serial key starts the next (`outbound.in_order`).  A
 recipient that must wait gets a ticket of its own (headers `email_id`, `recipient`, `ticket_id`) in the retry queue of its
 stream.  One attempt: claim, MAIL … body, `dot_sent` recorded, dot, reply, disposition recorded; the claim is renewed all
 the while.
@@ -36,6 +37,7 @@ from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
 from gateway.outbound.acceptance import AcceptanceDesk, Answer, NewerVersion
 from gateway.outbound.hold import Hold
+from gateway.outbound.in_order import Publish, start_next
 from gateway.outbound.relay import Deferred, OutcomeUnknown, Refused, RelayPool, RelayResult, RelayUnusable
 from gateway.outbound.retry_ticket import retry_ticket, ticket_id_of
 from gateway.queue.broker import Done, Later
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
     from gateway.store.blobs import BlobStore
 
-Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
 T = TypeVar("T")
 
 PARKED_SECONDS = 3600
@@ -130,8 +131,11 @@ class Deliver:
                 return self._later(PARKED_SECONDS)
             if accepted is None:
                 return Done()
+            if accepted.serial_key is not None:
+                await start_next(self._ledger, self._publish, accepted.serial_key)
+                return Done()
             # The ledger knows a request's own ticket by the request's id, whatever its publisher called it.
-            errand = _Errand(email_id=accepted, recipient=None, ticket_id=accepted, begin_until=begin_until)
+            errand = _Errand(email_id=accepted.id, recipient=None, ticket_id=accepted.id, begin_until=begin_until)
         try:
             return await self._run(errand)
         # Broad: whatever ends the ticket's turn, its rows must know before the worker sends it off or buries it.
@@ -178,6 +182,12 @@ class Deliver:
         email = await self._ledger.email(errand.email_id)
         if email is None:
             raise PermanentFailure(f"the ledger has no email {errand.email_id}")
+        outcome = await self._work(errand, email)
+        if email.request.serial_key is not None:
+            await start_next(self._ledger, self._publish, email.request.serial_key)
+        return outcome
+
+    async def _work(self, errand: _Errand, email: EmailRecord) -> Done | Later:
         now = self._clock()
         if email.send_at is not None and email.send_at > now:
             return Done()  # waits in the ledger; the sweeper issues its ticket

@@ -4,7 +4,9 @@ It lasts through lost connections: what was out is lost (`settle` says LeaseLost
 the iteration says QueueUnavailable once for each failed attempt, and goes on when the link is up.
 The channel's own part, and the watch over its progress, is `queue.amqp_session`.
 Release means a new copy and an acknowledgement, since RabbitMQ before 4.3 counts every return.  A client of an app, which may
-not publish to queues, can only return: there a release is counted.
+not publish to queues, can only return: there a release is counted.  So is one of `email.send.serial`, which must keep its
+place: before 4.3 its ticket becomes a suspect when it was released twice.
+Limit: a consumer that stops hands `email.send.serial` over while its last ticket may still be out: for that moment two are.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from gateway.queue.amqp_session import Session
 from gateway.queue.amqp_ticket import Arrived, crashed_reason, read, waits
 from gateway.queue.broker import DELIVERY_LIMIT, Dead, Done, Lease, Outcome, Release
 from gateway.queue.delays import IN_HAND_SECONDS
-from gateway.queue.ticket import Ticket
+from gateway.queue.ticket import EMAIL_SEND_SERIAL, Ticket
 from gateway.runtime import Clock, failpoint
 
 WATCH_SECONDS = 5.0
@@ -174,7 +176,8 @@ class AmqpConsumer:
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         if not isinstance(outcome, Done):
             failpoint("queue.settling")
-            if isinstance(outcome, Release) and not self._house.is_house:
+            keeps_its_place = delivery.line.queue == EMAIL_SEND_SERIAL
+            if isinstance(outcome, Release) and (keeps_its_place or not self._house.is_house):
                 self._return(delivery, is_counted=False)
                 return
             await self._house.put(delivery.arrived, outcome)

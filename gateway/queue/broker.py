@@ -6,11 +6,14 @@ Promises every engine keeps:
   * a ticket is leased to one consumer at a time; a consumer that dies gives its leases back, counted;
   * a ticket is gone only after `settle(Done())` or `settle(Dead())`; crash anywhere else = it comes again;
   * `Later` puts it into its retry queue, not before its time; fresh tickets never wait behind it;
+  * `email.send.serial` is worked one ticket at a time, in the order they were published: while one of it is leased, by
+    whomever, no other is; given back in whatever way it keeps its place; what waits for its retry or is a suspect has
+    left the line;
   * queues consumed together share by weight: none starves, none has strict priority;
   * `Suspect` puts it into `gateway.suspect`, its home queue in a header, its deliveries counted anew; from there Later goes
     to the home's retry queue, and a dead letter says the home queue;
   * the `DELIVERY_LIMIT`th lease that ends without a word sends the ticket to `gateway.dead.crashed`.
-Not promised: order between tickets; delivery exactly once (handlers are idempotent: record, publish, ack last).
+Not promised: order between tickets of any other queue; delivery exactly once (handlers are idempotent: record, publish, ack last).
 """
 
 from __future__ import annotations

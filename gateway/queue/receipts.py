@@ -21,7 +21,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from gateway.errors import QueueUnavailable, StorageFault
 from gateway.queue import receipt_table as table
-from gateway.queue.ticket import MAIL_INBOUND, POST_CREATE, STREAM_QUEUES, Ticket, fresh_queue, home_queue
+from gateway.queue.ticket import EMAIL_QUEUES, MAIL_INBOUND, POST_CREATE, Ticket, fresh_queue, home_queue
 from gateway.sqlite_file import SqliteFile
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ Name = tuple[Kind, str]
 
 KEPT_DAYS = 8
 _KIND_OF: dict[str, Kind] = {MAIL_INBOUND: "mail", POST_CREATE: "post"}
-_KIND_OF |= dict.fromkeys(STREAM_QUEUES.values(), "email")
+_KIND_OF |= dict.fromkeys(EMAIL_QUEUES, "email")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

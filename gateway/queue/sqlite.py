@@ -5,7 +5,8 @@ when the process dies, however it dies.  Every consumer gives back the leases of
 seconds.  What is stored how is in `queue.sqlite_tables`.
 Promises: those of `queue.broker`; a publish in one process wakes a consumer in another in about 1 ms.
 Limits: those of `sqlite_file`; any queue name is taken; a subscriber that never comes keeps all its events; the topic
-patterns of a subscription are replaced by the next `subscribe` of its name.
+patterns of a subscription are replaced by the next `subscribe` of its name; the order in which tickets were published is
+that of the clock.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from gateway.queue.receipts import Name, dropped_of, kind_of
 from gateway.queue.ticket import (
     DEAD_CRASHED,
     DEAD_FAILED,
+    EMAIL_SEND_SERIAL,
     HOME_QUEUE,
     SUSPECT,
     WORK_QUEUES,
@@ -178,10 +179,16 @@ def _read_row(values: tuple[Any, ...], *, token: str = "", lease_until: int = 0)
 
 
 def ready_numbers(connection: Connection, queue: str, now: int, wanted: int) -> list[int]:
-    statement = (
-        "SELECT number FROM tickets WHERE queue = ? AND token IS NULL AND ready_at <= ? ORDER BY ready_at LIMIT ?"
-    )
+    """The tickets of a queue that may be leased, the oldest first."""
+    if queue == EMAIL_SEND_SERIAL:
+        wanted = 0 if _has_one_out(connection, queue) else 1
+    statement = "SELECT number FROM tickets WHERE queue = ? AND token IS NULL AND ready_at <= ? ORDER BY ready_at, number LIMIT ?"
     return [number for (number,) in connection.execute(statement, (queue, now, wanted))]
+
+
+def _has_one_out(connection: Connection, queue: str) -> bool:
+    statement = "SELECT 1 FROM tickets WHERE token IS NOT NULL AND queue = ? LIMIT 1"
+    return connection.execute(statement, (queue,)).fetchone() is not None
 
 
 def make_ready(connection: Connection, queues: Iterable[str], now: int) -> None:
@@ -193,8 +200,10 @@ def make_ready(connection: Connection, queues: Iterable[str], now: int) -> None:
 
 
 def next_ready_at(connection: Connection, queues: Iterable[str]) -> int | None:
+    """When the next ticket may be leased; what waits for a lease to end is not foreseen."""
     statement = "SELECT min(ready_at) FROM tickets WHERE queue = ? AND token IS NULL"
-    found = [connection.execute(statement, (queue,)).fetchone()[0] for queue in queues]
+    free = [queue for queue in queues if queue != EMAIL_SEND_SERIAL or not _has_one_out(connection, queue)]
+    found = [connection.execute(statement, (queue,)).fetchone()[0] for queue in free]
     return min((moment for moment in found if moment is not None), default=None)
 
 
@@ -334,10 +343,9 @@ def has_consumed_past(connection: Connection, queue: str, since: int, now: int) 
     if row is not None and row[0] > since:
         return True
     ready = "SELECT 1 FROM tickets WHERE queue = ? AND token IS NULL AND ready_at <= ? LIMIT 1"
-    leased = "SELECT 1 FROM tickets WHERE token IS NOT NULL AND queue = ? LIMIT 1"
     if connection.execute(ready, (queue, now)).fetchone() is not None:
         return False
-    return connection.execute(leased, (queue,)).fetchone() is None
+    return not _has_one_out(connection, queue)
 
 
 def dead(connection: Connection, limit: int) -> list[DeadTicket]:

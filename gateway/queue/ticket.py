@@ -15,7 +15,7 @@ MAIL_INBOUND = "mail.inbound"
 EMAIL_SEND = "email.send"
 EMAIL_SEND_URGENT = "email.send.urgent"
 EMAIL_SEND_BULK = "email.send.bulk"
-EMAIL_SEND_SERIAL = "email.send.serial"
+EMAIL_SEND_SERIAL = "email.send.serial"  # worked one ticket at a time, in the order of its tickets
 EMAIL_BROADCAST = "email.broadcast"
 EMAIL_CONTROL = "email.control"
 POST_CREATE = "post.create"
@@ -27,8 +27,17 @@ DEAD_CRASHED = "gateway.dead.crashed"
 UNROUTABLE = "gateway.unroutable"  # commands whose key leads nowhere, on an engine with keys
 ROUTING_KEY = "routing_key"  # the header in which these have that key
 
-WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, PHOTO_RENDER, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
+WORK_QUEUES = (
+    MAIL_INBOUND,
+    POST_CREATE,
+    PHOTO_RENDER,
+    EMAIL_SEND_URGENT,
+    EMAIL_SEND,
+    EMAIL_SEND_BULK,
+    EMAIL_SEND_SERIAL,
+)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
+EMAIL_QUEUES = (*STREAM_QUEUES.values(), EMAIL_SEND_SERIAL)
 _RETRY = ".retry"
 
 

@@ -7,6 +7,8 @@ the ticket goes last.  What it raises decides alone what happens next:
     PermanentFailure                        dead, with its text as the reason
     LeaseLost                               nothing: the ticket is somebody else's now
     anything else, the deadline too         the ladder: a fault that always comes must not come for ever
+In `email.send.serial` a fault of ours is waited out with the ticket in hand, and then it goes back to its place: nothing may
+overtake it.
 A ticket that comes for the third time without a word of those who had it is a suspect: it is put apart before anything
 else is tried.  A worker of `gateway.suspect` runs in a process of its own, one ticket at a time; there a ticket has
 `SUSPECT_LIVES`, then it is dead (crashed), after its kind's `bury` has recorded so.
@@ -27,7 +29,7 @@ from typing import Protocol
 from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, TransientFailure
 from gateway.queue.broker import Broker, Consumer, Dead, Done, Later, Lease, Outcome, Release, Suspect
 from gateway.queue.ladder import Ladder
-from gateway.queue.ticket import SUSPECT, Ticket, at_home, fresh_queue
+from gateway.queue.ticket import EMAIL_SEND_SERIAL, SUSPECT, Ticket, at_home, fresh_queue
 from gateway.runtime import CLEANUP_SECONDS, Clock, Stop, failpoint, utc_now
 
 Handler = Callable[[Ticket], Awaitable[Done | Later]]
@@ -261,7 +263,7 @@ class _Bench:
     async def _handle(self, lease: Lease) -> None:
         outcome: Outcome
         try:
-            outcome = await self._convict(lease) or await self._outcome_of(at_home(lease.ticket))
+            outcome = await self._convict(lease) or await self._work(at_home(lease.ticket))
             failpoint("worker.handled")
         # Broad, the last resort: a lease that nobody ends keeps its place for ever, and the consumer stands still.
         except Exception as error:  # noqa: BLE001
@@ -302,7 +304,16 @@ class _Bench:
                 break
         return not self._is_over
 
-    async def _outcome_of(self, ticket: Ticket) -> Outcome:
+    async def _work(self, ticket: Ticket) -> Outcome:
+        until = asyncio.get_running_loop().time() + self.handler_seconds
+        while (outcome := await self._outcome_of(ticket)) is None:
+            await asyncio.sleep(self.probe_seconds)
+            if self._is_over or asyncio.get_running_loop().time() > until:
+                return Release()
+        return outcome
+
+    async def _outcome_of(self, ticket: Ticket) -> Outcome | None:
+        """What one run of the handler leads to; None where it is to be run again with the ticket in hand."""
         try:
             return await self._run(self._handler(ticket), ticket)
         except (KeyboardInterrupt, SystemExit):
@@ -316,6 +327,10 @@ class _Bench:
         except BaseException as error:  # noqa: BLE001
             if self._is_over and isinstance(error, _HandlerTimedOut):
                 return Release()
+            if ticket.queue == EMAIL_SEND_SERIAL and _spends_no_attempt(error):
+                next_step = f"tried again in its place in {self.probe_seconds:g} s"
+                self.rules.observer.handler_failed(ticket.queue, ticket.id, error=error, next_step=next_step)
+                return None
             return self.rules.after(ticket, error)
 
     def _handler(self, ticket: Ticket) -> Handler:

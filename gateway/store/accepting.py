@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from gateway.contract.email_send import SendEmail
 from gateway.mail.addresses import parse_address
 from gateway.mail.disposition import Disposition
+from gateway.store import serial
 from gateway.store.database import insert_absent
 from gateway.store.journal import Fact, Journal
 from gateway.store.schema import as_json, email_attachments, email_octets, email_recipients, emails
@@ -50,6 +51,7 @@ def insert_email(connection: sa.Connection, journal: Journal, now: datetime, new
     }
     if not insert_absent(connection, emails, values | dict(new.facts)):
         return False
+    place = _place_in_line(connection, request)
     octets = [dict(columns) | {"email_id": request.id, "kind": kind} for kind, columns in new.kept.items()]
     connection.execute(sa.insert(email_octets), octets)
     connection.execute(sa.insert(email_recipients), _recipients(new, now))
@@ -63,22 +65,34 @@ def insert_email(connection: sa.Connection, journal: Journal, now: datetime, new
         "template": request.template or "",
     }
     data |= as_json({"message_id": new.facts["message_id"], "send_at": request.send_at, "expires_at": new.expires_at})
+    data |= place
     journal.note(connection, now, Fact(subject=request.id, step="accepted", event="email.accepted", data=data))
     return True
 
 
+def _place_in_line(connection: sa.Connection, request: SendEmail) -> dict[str, Any]:
+    """Gives an email of a serial key its number there; only one that is new gets one, so that no number is left out."""
+    if request.serial_key is None:
+        return {}
+    position = serial.next_position(connection, request.serial_key)
+    connection.execute(sa.update(emails).where(emails.c.id == request.id).values(serial_position=position))
+    return {"serial_key": request.serial_key, "position": position}
+
+
 def _recipients(new: NewEmail, now: datetime) -> Sequence[dict[str, Any]]:
-    """A row per recipient; one that waits for `send_at` has no ticket until then."""
-    waits = new.request.send_at is not None and new.request.send_at > now
+    """A row per recipient; one that waits for its turn or for `send_at` has no ticket until then."""
     common = {
         "email_id": new.request.id,
         "disposition": Disposition.PENDING,
-        "reason": "waits for send_at" if waits else "",
-        "next_attempt_at": new.request.send_at if waits else now,
         "expires_at": new.expires_at,
-        "ticket_id": "" if waits else new.ticket_id,
         "updated_at": now,
     }
+    if new.request.serial_key is not None:
+        common |= {"reason": serial.WAITS, "next_attempt_at": None, "ticket_id": ""}
+    elif new.request.send_at is not None and new.request.send_at > now:
+        common |= {"reason": "waits for send_at", "next_attempt_at": new.request.send_at, "ticket_id": ""}
+    else:
+        common |= {"reason": "", "next_attempt_at": now, "ticket_id": new.ticket_id}
     return [
         common | {"recipient": recipient, "position": position}
         for position, recipient in enumerate(new.request.recipients())

@@ -15,7 +15,7 @@ from gateway.reply import Reply
 from gateway.store import timeline
 from gateway.store.ledger import RecipientRecord
 from gateway.store.locks import for_change, for_work
-from gateway.store.schema import as_json, email_recipients, emails, rejections
+from gateway.store.schema import as_json, email_recipients, emails, rejections, serial_keys
 
 Row = sa.Row[Any]
 WAITING = (Disposition.PENDING, Disposition.DELAYED)
@@ -25,9 +25,25 @@ ROWS = sa.select(
     emails.c.stream,
     emails.c.on_unknown,
     emails.c.send_at,
+    emails.c.serial_key,
+    emails.c.serial_position,
     emails.c.message_id,
     emails.c.notify,
 ).join_from(email_recipients, emails, email_recipients.c.email_id == emails.c.id)
+
+_TURN = emails.alias("turn")
+# The email whose turn it is in the key of the one a query is about.
+WAITS_FOR = (
+    sa.select(_TURN.c.id)
+    .where(
+        serial_keys.c.serial_key == emails.c.serial_key,
+        _TURN.c.serial_key == serial_keys.c.serial_key,
+        _TURN.c.serial_position == serial_keys.c.turn,
+    )
+    .correlate(emails)
+    .scalar_subquery()
+    .label("waits_for")
+)
 
 _ROW = ROWS.where(
     email_recipients.c.email_id == sa.bindparam("email"), email_recipients.c.recipient == sa.bindparam("to")
@@ -63,6 +79,19 @@ def is_due(row: Row, now: datetime) -> bool:
     if row.disposition in (*WAITING, Disposition.UNKNOWN):
         return row.next_attempt_at is not None and row.next_attempt_at <= now
     return is_abandoned(row, now)
+
+
+def has_no_turn_yet(row: Row) -> bool:
+    """Whether it waits for the turn of its email in its serial key."""
+    return bool(row.disposition == Disposition.PENDING and row.next_attempt_at is None)
+
+
+def told_reason(row: Row) -> str:
+    """Its reason; of one that waits for its turn also behind which email, where it stands, and in which key."""
+    if row.serial_position is None or not has_no_turn_yet(row):
+        return str(row.reason)
+    waits = "goes next" if row.waits_for in (None, row.email_id) else f"waits for {row.waits_for}"
+    return f"{waits}, position {row.serial_position} of key {row.serial_key}"
 
 
 def is_worked(row: Row) -> bool:
@@ -137,13 +166,17 @@ def email_story(connection: sa.Connection, email_id: str) -> dict[str, Any] | No
     facts = as_json(email)
     for hidden in ("sequence", "content_hash"):
         del facts[hidden]
-    told = [_recipient_told(row) for row in rows_of(connection, email_id)]
+    lines = ROWS.add_columns(WAITS_FOR).where(email_recipients.c.email_id == email_id)
+    told = [_recipient_told(row) for row in connection.execute(lines.order_by(email_recipients.c.position))]
     return facts | {"recipients": told, "timeline": steps}
 
 
 def rejected_line(row: Row) -> dict[str, Any]:
     """What is told of a request that never became an email, in the form of the list of emails."""
-    empty = dict.fromkeys(("recipient", "template", "stream", "relay", "message_id", "subject", "reply"), "")
+    empty: dict[str, Any] = dict.fromkeys(
+        ("recipient", "template", "stream", "relay", "message_id", "subject", "reply"), ""
+    )
+    empty |= {"serial_key": None, "serial_position": None}
     return (
         {"id": row.request_id}
         | empty
@@ -155,5 +188,6 @@ def rejected_line(row: Row) -> dict[str, Any]:
 def _recipient_told(row: Row) -> dict[str, Any]:
     names = ("recipient", "disposition", "reason", "attempts", "copies", "relay", "next_attempt_at", "dot_sent_at")
     reply = reply_of(row)
-    values = as_json({name: getattr(row, name) for name in names}) | {"reply": str(reply) if reply else ""}
+    values = as_json({name: getattr(row, name) for name in names})
+    values |= {"reason": told_reason(row), "reply": str(reply) if reply else ""}
     return {key: value for key, value in values.items() if value not in (None, "")}

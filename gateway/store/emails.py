@@ -4,7 +4,7 @@ Journal of one attempt: `claim` → `record_dot_sent` → relayed, delayed, fail
 that may have reached somebody: raised with `record_dot_sent`, taken back when the relay then says no.
 Promises: each verb is one transaction of row, timeline and event; a verb with a Claim changes the row only while that
 claim holds, else ClaimLost; a claim that ran out after the dot becomes `unknown`, never a silent second copy.
-Limits: `serial_key` is kept but not yet obeyed; time is the clock it is given (the database's), taken in the transaction.
+Order per key is kept in `store.serial`.  Limit: time is the clock it is given (the database's), taken in the transaction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.runtime import Clock
 from gateway.store import email_rows as rows
-from gateway.store import notice_plans
+from gateway.store import notice_plans, serial
 from gateway.store.accepting import RENDERED, REQUEST, NewEmail, insert_email
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
@@ -177,6 +177,8 @@ class DatabaseLedger:
                 self._become_unknown(connection, now, row, reason="no word after the final dot")
             elif rows.is_due(row, now) and row.expires_at <= now:
                 self._expire(connection, now, row)
+            elif rows.is_due(row, now) and not serial.may_go(connection, row):
+                self._send_back(connection, now, row)
             elif rows.is_due(row, now):
                 return self._take(connection, now, row, ticket_id=ticket_id, until=now + lifetime)
             return rows.record_of(rows.row_of(connection, email_id, recipient))
@@ -294,6 +296,22 @@ class DatabaseLedger:
             return bool(mine)
 
         return await self._journal.record("postponed", work)
+
+    # order per key
+
+    async def start_turn(self, serial_key: str) -> list[RecipientRecord]:
+        """Lets the next email of a key go once all before it are final; returns its rows that are due now."""
+        if not await self._database.read(lambda connection: serial.stalled_keys(connection, serial_key=serial_key)):
+            return []
+
+        def work(connection: sa.Connection, now: datetime) -> list[RecipientRecord]:
+            started = serial.start_turn(connection, self._journal, now, serial_key)
+            return [rows.record_of(row) for row in started if rows.is_due(row, now)]
+
+        return await self._journal.record("turn_started", work)
+
+    async def stalled_keys(self, *, limit: int = 200) -> list[str]:
+        return await self._database.read(lambda connection: serial.stalled_keys(connection, limit=limit))
 
     # operators
 
@@ -430,6 +448,14 @@ class DatabaseLedger:
         )
         self._note(connection, now, claim, "claimed", {"attempt": attempt, "copy": copy})
         return claim
+
+    def _send_back(self, connection: sa.Connection, now: datetime, row: Row) -> None:
+        """A row that was made due out of turn waits again."""
+        waits = {"disposition": Disposition.PENDING, "reason": serial.WAITS, "ticket_id": ""}
+        self._change(connection, row, _ended(now) | waits)
+        data = {"serial_key": row.serial_key, "position": row.serial_position}
+        fact = Fact(subject=row.email_id, step="sent_back", recipient=row.recipient, data=data)
+        self._journal.note(connection, now, fact)
 
     def _become_unknown(self, connection: sa.Connection, now: datetime, row: Row, *, reason: str) -> None:
         due = now + self._unknown_wait if row.on_unknown == "resend" else None

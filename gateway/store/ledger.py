@@ -84,7 +84,7 @@ class Ledger(Protocol):
     async def record_accepted(
         self, request: SendEmail, *, app: str, content_hash: str, ticket_id: str, stream: str, message_id: str
     ) -> Acceptance:
-        """Inserts the email and a pending row per recipient if the id is new (held until send_at where set)."""
+        """Inserts the email and a pending row per recipient if the id is new; they may wait for `send_at` or for their turn."""
         ...
 
     async def record_rejected(self, request_id: str, *, app: str, problems: Sequence[Problem]) -> None:
@@ -109,7 +109,16 @@ class Ledger(Protocol):
 
         Due: pending, delayed with next_attempt_at past, unknown with next_attempt_at past (copies + 1), or sending with
         an expired claim and no dot (free again). An expired claim **with** dot becomes `unknown` here and is returned.
+        An email of a serial key that does not have its turn goes back to waiting for it and is returned.
         """
+        ...
+
+    async def start_turn(self, serial_key: str) -> list[RecipientRecord]:
+        """Lets the next email of a key go once all before it are final: its rows that are due now, and have no ticket yet."""
+        ...
+
+    async def stalled_keys(self, *, limit: int = 200) -> list[str]:
+        """Serial keys whose next email could go and was not started, for the sweeper."""
         ...
 
     async def renew(self, claim: Claim, *, lifetime_seconds: float) -> Claim: ...

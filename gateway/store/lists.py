@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from gateway.mail.disposition import Disposition
 from gateway.mail.secret_address import redacted
 from gateway.store.database import Database
-from gateway.store.email_rows import rejected_line, reply_of
+from gateway.store.email_rows import WAITS_FOR, rejected_line, reply_of, told_reason
 from gateway.store.schema import as_json, attachments, deliveries, email_recipients, emails, mails, posts, rejections
 from gateway.store.timeline import begins_with
 
@@ -284,14 +284,14 @@ def _post_line(row: Row) -> dict[str, Any]:
 
 def _email_line(row: Row) -> dict[str, Any]:
     reply = reply_of(row)
-    told = {"reply": str(reply) if reply else "", "enhanced_status": row.reply_enhanced}
+    told = {"reason": told_reason(row), "reply": str(reply) if reply else "", "enhanced_status": row.reply_enhanced}
     return {"id": row.email_id} | as_json({name: getattr(row, name) for name in (*_RECIPIENT, *_EMAIL)}) | told
 
 
 _MAIL = ("id", "received_at", "mail_from", "sha256", "size", "subject")
 _DELIVERY = ("rcpt_to", "mailbox", "disposition", "reason", "post_id", "duplicate_of", "attempts", "next_attempt_at")
 _RECIPIENT = ("recipient", "disposition", "reason", "attempts", "copies", "relay", "next_attempt_at")
-_EMAIL = ("template", "stream", "message_id", "accepted_at", "subject", "app")
+_EMAIL = ("template", "stream", "message_id", "accepted_at", "subject", "app", "serial_key", "serial_position")
 _POST = ("id", "mailbox", "kind", "author", "author_address", "title", "created_at", "mail_id", "thread_id", "app")
 _ATTACHMENTS = (
     sa.select(sa.func.count()).where(attachments.c.post_id == posts.c.id).correlate(posts).scalar_subquery()
@@ -307,7 +307,7 @@ _MAILS = _Source(
     tell=_mail_line,
 )
 _EMAILS = _Source(
-    query=sa.select(email_recipients, *(emails.c[name] for name in _EMAIL)),
+    query=sa.select(email_recipients, *(emails.c[name] for name in _EMAIL), WAITS_FOR),
     join=(email_recipients.c.email_id, emails.c.id),
     order=(emails.c.accepted_at, emails.c.id, email_recipients.c.position),
     filters={name: email_recipients.c[name] for name in ("recipient", "disposition", "relay")}

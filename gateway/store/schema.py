@@ -285,8 +285,31 @@ emails = sa.Table(
     _count("sequence"),
     _text("reply_to"),
     sa.Column("notify", Json),
+    sa.Column("serial_position", Number),
     sa.Index(None, "accepted_at", "id"),
     sa.Index(None, "message_id"),
+    sa.Index(
+        None,
+        "serial_key",
+        "serial_position",
+        unique=True,
+        sqlite_where=sa.text("serial_key IS NOT NULL"),
+        postgresql_where=sa.text("serial_key IS NOT NULL"),
+    ),
+)
+
+serial_keys = sa.Table(
+    "serial_keys",
+    metadata,
+    sa.Column("serial_key", Text, primary_key=True),
+    sa.Column("last", Number, nullable=False, server_default="0"),
+    sa.Column("turn", Number, nullable=False, server_default="1"),
+    sa.Index(
+        "ix_serial_keys_unfinished",
+        "serial_key",
+        sqlite_where=sa.text("turn <= last"),
+        postgresql_where=sa.text("turn <= last"),
+    ),
 )
 
 email_octets = sa.Table(

@@ -17,7 +17,7 @@ from gateway.inbound.replay import is_replayable, replay_tickets
 from gateway.mail.disposition import Disposition
 from gateway.mail.secret_address import redacted
 from gateway.outbound.retry_ticket import ticket_id_of
-from gateway.queue.ticket import MAIL_INBOUND, STREAM_QUEUES, fresh_queue
+from gateway.queue.ticket import EMAIL_QUEUES, MAIL_INBOUND, fresh_queue
 
 if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gateway.store.mails import DeliveryRecord, Mails
 
 BY_COMMAND = "command"
-_EMAIL_QUEUES = frozenset(STREAM_QUEUES.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +110,7 @@ class Operator:
         True where the store has everybody the letter stood for.
         """
         ticket, queue = letter.ticket, fresh_queue(letter.queue)
-        if queue in _EMAIL_QUEUES:
+        if queue in EMAIL_QUEUES:
             dead = (Disposition.DEAD,)
             await self.ledger.cancel(ticket.id, by=self.by, only=dead, ticket_id=ticket_id_of(ticket))
             return bool(await self.ledger.recipients(ticket.id))

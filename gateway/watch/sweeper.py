@@ -4,7 +4,8 @@ The ledger is the truth, the queue its clock: a crash between record and publish
 leaves a due row without a ticket.  A row is re-issued only when its queues have consumed a younger ticket or are empty, so
 a queue that is merely behind gets nothing twice.  The new ticket is named in the ledger first (compare-and-set), then
 published: two sweepers never issue two current tickets.  Rows that never had a ticket go first, then urgent before bulk.
-A row whose ticket became a dead letter gets none: it is recorded `dead`.  Receipts past their time are forgotten here, too.
+A row whose ticket became a dead letter gets none: it is recorded `dead`.  Where the next email of a serial key could go and
+nobody started it (the one before expired, or its worker died), it is started.  Receipts past their time are forgotten here, too.
 Limits: an old ticket that comes after all finds itself no longer current and goes; among more than a thousand dead
 letters the youngest are not looked through.
 """
@@ -81,8 +82,10 @@ async def sweep_once(
 ) -> Swept:
     """One round; raises StoreUnavailable or QueueUnavailable."""
     expired = await ledger.sweep_expired()
+    for serial_key in await ledger.stalled_keys():
+        await ledger.start_turn(serial_key)
     rows = await ledger.overdue(older_than_seconds=overdue_seconds)
-    never_had_one = [row for row in rows if not row.ticket_id]  # their `send_at` has come, or an operator released them
+    never_had_one = [row for row in rows if not row.ticket_id]  # `send_at` has come, or their turn, or a release
     reissued = await reissue(never_had_one, ledger, broker)
     for stream, home in STREAM_QUEUES.items():
         late = [row for row in rows if row.ticket_id and row.stream == stream]

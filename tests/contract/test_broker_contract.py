@@ -30,6 +30,7 @@ from gateway.queue.ticket import (
     DEAD_FAILED,
     EMAIL_SEND,
     EMAIL_SEND_BULK,
+    EMAIL_SEND_SERIAL,
     EMAIL_SEND_URGENT,
     HOME_QUEUE,
     MAIL_INBOUND,
@@ -157,6 +158,30 @@ async def test_no_more_leases_are_out_than_the_concurrency(broker: Broker) -> No
         await no_lease(consumer)
         await first.settle(Done())
         await next_lease(consumer)
+
+
+async def test_serial_tickets_come_in_order_and_one_at_a_time_whoever_asks(open_broker) -> None:
+    broker, other = await open_broker(), await open_broker()
+    await broker.publish([ticket(str(number), EMAIL_SEND_SERIAL) for number in range(4)])
+    await broker.publish([ticket("plain", EMAIL_SEND)])
+    async with (
+        broker.consume({EMAIL_SEND_SERIAL: 8, EMAIL_SEND: 1}, concurrency=10) as consumer,
+        other.consume({EMAIL_SEND_SERIAL: 1}, concurrency=10) as elsewhere,
+    ):
+        first = {lease.ticket.id: lease for lease in [await next_lease(consumer), await next_lease(consumer)]}
+        assert set(first) == {"0", "plain"}
+        await no_lease(elsewhere)
+        await first["0"].settle(Done())
+        second = await next_lease(consumer)
+        assert second.ticket.id == "1"
+        await second.settle(Release())
+        again = await next_lease(consumer)
+        assert again.ticket.id == "1"
+        await again.settle(Done())
+        for number in ("2", "3"):
+            lease = await next_lease(consumer)
+            assert lease.ticket.id == number
+            await lease.settle(Done())
 
 
 async def test_a_publish_elsewhere_wakes_an_idle_consumer(open_broker) -> None:

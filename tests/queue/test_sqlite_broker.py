@@ -20,7 +20,7 @@ from gateway.errors import QueueUnavailable
 from gateway.queue.broker import Done, Event
 from gateway.queue.shares import Shares
 from gateway.queue.sqlite import SqliteBroker
-from gateway.queue.ticket import MAIL_INBOUND, Ticket
+from gateway.queue.ticket import EMAIL_SEND_SERIAL, MAIL_INBOUND, Ticket
 
 HOLDER = """
 import asyncio, os, signal, sys
@@ -72,6 +72,25 @@ async def test_leases_of_a_killed_process_come_back_in_seconds(path: Path, has_w
             assert time.monotonic() - begun < 3
             assert lease.delivery_count == 1
         assert len(list(path.with_name("queue.db.lives").iterdir())) == 1
+
+
+async def test_a_serial_queue_is_handed_over_in_order_by_who_stops_and_by_who_dies(path: Path) -> None:
+    async with SqliteBroker(path, reap_seconds=0.02) as broker, SqliteBroker(path, reap_seconds=0.02) as other:
+        await broker.publish([ticket(str(number), EMAIL_SEND_SERIAL) for number in range(3)])
+        async with broker.consume({EMAIL_SEND_SERIAL: 1}, concurrency=5, lease_seconds=0.3) as consumer:
+            stopping = await anext(aiter(consumer))
+            consumer.stop()
+            async with other.consume({EMAIL_SEND_SERIAL: 1}, concurrency=5) as elsewhere:
+                waiting = asyncio.create_task(anext(aiter(elsewhere)))
+                await stopping.settle(Done())
+                lease = await asyncio.wait_for(waiting, 5)
+                assert lease.ticket.id == "1"
+        async with broker.consume({EMAIL_SEND_SERIAL: 1}, concurrency=5, lease_seconds=0.05) as silent:
+            assert (await anext(aiter(silent))).ticket.id == "1"
+            silent.stop()
+            async with other.consume({EMAIL_SEND_SERIAL: 1}, concurrency=5) as elsewhere:
+                lease = await asyncio.wait_for(anext(aiter(elsewhere)), 5)
+                assert (lease.ticket.id, lease.delivery_count) == ("1", 1)
 
 
 async def test_lives_of_the_dead_are_cleared_away_at_the_start(path: Path) -> None:

@@ -18,7 +18,7 @@ from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavail
 from gateway.queue.broker import Depth, Done, Later
 from gateway.queue.ladder import Ladder
 from gateway.queue.sqlite import SqliteBroker
-from gateway.queue.ticket import DEAD_CRASHED, EMAIL_SEND, HOME_QUEUE, SUSPECT, Ticket, retry_queue
+from gateway.queue.ticket import DEAD_CRASHED, EMAIL_SEND, EMAIL_SEND_SERIAL, HOME_QUEUE, SUSPECT, Ticket, retry_queue
 from gateway.queue.worker import Handler, work
 from gateway.runtime import Stop, utc_now
 
@@ -551,3 +551,21 @@ async def test_an_outcome_the_engine_cannot_write_is_replaced(broker: SqliteBrok
     async with working(broker, hands, handle):
         await until(lambda: bool(hands.failures))
         await until(is_delayed(broker))
+
+
+async def test_a_fault_of_ours_costs_no_serial_ticket_its_place(broker: SqliteBroker, hands: Hands) -> None:
+    faults = {"first": [StoreUnavailable("down"), StoreUnavailable("down")]}
+    tried: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        tried.append(ticket.id)
+        if faults.get(ticket.id):
+            raise faults[ticket.id].pop()
+        return Done()
+
+    await broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id=id, body=b"") for id in ("first", "second")])
+    queues = {EMAIL_SEND_SERIAL: 1, retry_queue(EMAIL_SEND_SERIAL): 1}
+    async with working(broker, hands, handle, queues=queues, handlers={EMAIL_SEND_SERIAL: handle}):
+        await until(lambda: "second" in tried)
+    assert tried == ["first", "first", "first", "second"]
+    assert hands.suspects == []

@@ -60,6 +60,7 @@ class EmailStory(BaseModel):
     stream: str
     on_unknown: str
     serial_key: str | None
+    serial_position: int | None
     message_id: str
     return_path: str
     reply_to: str
@@ -89,6 +90,8 @@ class EmailLine(BaseModel):
     accepted_at: datetime
     subject: str
     app: str
+    serial_key: str | None
+    serial_position: int | None
 
 
 class RejectedStory(EmailLine):

@@ -17,7 +17,7 @@ from typing import Any
 
 from gateway.errors import TransientFailure
 from gateway.queue.broker import Broker, Depth
-from gateway.queue.ticket import MAIL_INBOUND, STREAM_QUEUES, fresh_queue
+from gateway.queue.ticket import EMAIL_QUEUES, MAIL_INBOUND, fresh_queue
 from gateway.runtime import Clock, Stop
 from gateway.store.database import Database
 from gateway.store.pulse import Pulse, pulse
@@ -84,7 +84,7 @@ class Snapshot:
 
     @property
     def email_queue(self) -> QueueSum:
-        return _sum(self.depths, set(STREAM_QUEUES.values()))
+        return _sum(self.depths, set(EMAIL_QUEUES))
 
 
 class Live:

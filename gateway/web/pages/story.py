@@ -48,6 +48,8 @@ _EMAIL: dict[str, _Words] = {
     "complained": ("bad", "The recipient marked it as unwanted."),
     "released": ("plain", "Let go on."),
     "expired": ("bad", "Its time ran out before it could be sent."),
+    "turn_came": ("plain", "Its turn came: whatever stood before it with the key {serial_key} is over."),
+    "sent_back": ("plain", "Waits for its turn: an email before it with the key {serial_key} is not over."),
     "reissued": ("plain", "Its place in the queue had been lost and was made anew."),
     "retry_asked": ("plain", "{by} put the dead letter back into its queue."),
     "drop_asked": ("plain", "{by} threw the dead letter away."),
