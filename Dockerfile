@@ -15,7 +15,7 @@ RUN groupadd --system --gid 10001 gateway \
 COPY --from=build /opt/gateway /opt/gateway
 ENV PATH=/opt/gateway/bin:$PATH PYTHONUNBUFFERED=1 GATEWAY_DATA_DIR=/var/lib/gateway GATEWAY_LOG_FORMAT=json
 WORKDIR /var/lib/gateway
-USER gateway
+USER 10001
 VOLUME ["/var/lib/gateway"]
 EXPOSE 2525 2424 8025
 ENTRYPOINT ["gateway"]

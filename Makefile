@@ -1,11 +1,11 @@
-# make setup | run | test | services | test-services | test-long | lint | bench | help
+# make setup | run | test | services | test-services | test-long | chaos-cluster | lint | bench | help
 PYTHON ?= python3
 UV := .tools/uv/bin/uv
 UV_RUN := UV_PYTHON_PREFERENCE=only-system UV_PROJECT_ENVIRONMENT=.venv PYTHONPATH=.tools/uv $(UV)
 STAMP := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test services test-services test-long lint bench clean
+.PHONY: help setup run demo test services test-services test-long chaos-cluster lint bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-services: setup services ## the tests with every service there; a skip is a
 
 test-long: setup ## every test, the long ones and the large numbers of examples too
 	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q
+
+chaos-cluster: setup ## RabbitMQ: twenty faults in a cluster of three under load, a quarter of an hour and more
+	.venv/bin/python -m pytest -q -s tests/chaos
 
 lint: setup ## ruff, mypy --strict, the layers
 	.venv/bin/ruff check .

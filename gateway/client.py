@@ -31,13 +31,18 @@ from gateway.contract.canonical_json import MAX_DEPTH
 from gateway.contract.email_send import MAX_REQUEST_BYTES, Attachment, SendEmail, parse_send_email
 from gateway.contract.post_create import CreatePost, parse_create_post
 from gateway.errors import InvalidRequest, Problem, SettingsError
-from gateway.mail.ids import new_id
+from gateway.mail.ids import canonical_uuid, new_id
+from gateway.pending import open_pending
+from gateway.queue.amqp_url import SCHEMES, amqp_urls
 from gateway.queue.broker import Broker, Done
 from gateway.queue.ticket import POST_CREATE, STREAM_QUEUES, Ticket
 from gateway.runtime import aside
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from gateway.pending import PendingPosts
+    from gateway.store.database import Database
 
 T = TypeVar("T")
 ParamsCheck = Callable[[str, dict[str, Any]], Sequence[Problem]]
@@ -57,32 +62,70 @@ def sqlite_path(url: str, key: str = "queue_url") -> Path:
     """The file a `sqlite:///…` URL names; raises SettingsError for any other URL."""
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
         shown = url.split("@")[-1].split("://")[0]
-        raise SettingsError([Problem(key, f"{shown!r} is not sqlite:///PATH, the engine this version has")])
+        raise SettingsError([Problem(key, f"{shown!r} is not sqlite:///PATH")])
     return Path(unquote(url.removeprefix("sqlite:///")))
 
 
-def open_broker(url: str) -> AbstractAsyncContextManager[Broker]:
-    """The queue engine a URL names, not yet open: an async context manager that yields a Broker."""
-    from gateway.queue.sqlite import SqliteBroker
+def queue_file(url: str) -> Path | None:
+    """The file of a queue on SQLite, None for one on RabbitMQ; raises SettingsError for what is neither."""
+    if url.startswith(SCHEMES):
+        amqp_urls(url)
+        return None
+    if not url.startswith("sqlite:///"):
+        shown = url.split("@")[-1].split("://")[0]
+        raise SettingsError([Problem("queue_url", f"{shown!r} is neither sqlite:///PATH nor amqp(s)://…")])
+    return sqlite_path(url)
 
-    return SqliteBroker(sqlite_path(url))
+
+def open_broker(url: str, *, receipts: Path | None = None) -> AbstractAsyncContextManager[Broker]:
+    """The queue engine a URL names, not yet open: an async context manager that yields a Broker.
+
+    `receipts`, a file of this host, is for the gateway's own processes, which declare what is missing, work the queues and
+    keep receipts; an app declares nothing and keeps none.
+    """
+    path = queue_file(url)
+    if path is not None:
+        from gateway.queue.sqlite import SqliteBroker
+
+        return SqliteBroker(path)
+    from gateway.queue.rabbitmq import RabbitmqBroker
+    from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
+
+    urls = amqp_urls(url)
+    return RabbitmqBroker(urls) if receipts is None else HouseRabbitmqBroker(urls, receipts=receipts)
 
 
 class Client:
     """A connection to the queue; open it with `async with`. Safe for concurrent use within its event loop."""
 
     def __init__(
-        self, url: str = "", *, broker: Broker | None = None, check: ParamsCheck | None = None, app: str = ""
+        self,
+        url: str = "",
+        *,
+        broker: Broker | None = None,
+        check: ParamsCheck | None = None,
+        app: str = "",
+        database_url: str = "",
+        pending: PendingPosts | None = None,
     ) -> None:
         self._url = url
         self._broker = broker
         self._check = check
         self._app = app
+        self._database_url = database_url
+        self._database: Database | None = None
+        self._pending = pending or open_pending()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Client:
         if self._broker is None:
             self._broker = await self._stack.enter_async_context(open_broker(self._url))
+            self._stack.push_async_callback(self._pending.close)
+        if self._database_url:
+            from gateway.store.database import open_as_it_is
+
+            self._database = await open_as_it_is(self._database_url)
+            self._stack.push_async_callback(self._database.close)
         return self
 
     async def __aexit__(
@@ -125,7 +168,23 @@ class Client:
         """Queues a post of the app's own, given as a CreatePost or as its fields (author, title, text …); returns its id."""
         request = post or build_post(attachments, fields)
         await self._open_broker.publish([self._post_ticket(request)])
+        await self._pending.remember(request)
         return request.id
+
+    async def post(self, post_id: str) -> dict[str, Any] | None:
+        """A post by its id, its `status` first: `stored`, `failed` with its `reason`, or `pending` with its content.
+
+        Stored and failed ones are seen where the client was given a `database_url` (an app's role reads what is published);
+        None for a post that neither the store nor anybody who remembers knows.  Raises StoreUnavailable.
+        """
+        known = canonical_uuid(post_id)
+        if self._database is not None:
+            from gateway.store import published
+
+            found = await self._database.read(lambda connection: published.post_or_refusal(connection, known))
+            if found is not None:
+                return found
+        return await self._pending.recall(known)
 
     async def ask_post(
         self,
@@ -138,6 +197,7 @@ class Client:
     ) -> Answer:
         """Queues a post and waits for what became of it; TimeoutError means queued, not yet answered."""
         request = post or build_post(attachments, fields)
+        await self._pending.remember(request)
         return _answer(await self._open_broker.ask(self._post_ticket(request), timeout_seconds=timeout_seconds))
 
     async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncIterator[dict[str, Any]]:
@@ -304,6 +364,10 @@ class BlockingClient:
         """As Client.create_post."""
         return self._wait(self._client.create_post(post, **fields))
 
+    def post(self, post_id: str) -> dict[str, Any] | None:
+        """As Client.post."""
+        return self._wait(self._client.post(post_id))
+
     def ask_post(self, post: CreatePost | None = None, /, **fields: Any) -> Answer:
         """As Client.ask_post."""
         return self._wait(self._client.ask_post(post, **fields))
@@ -317,14 +381,30 @@ class BlockingClient:
         self._loop.close()
 
 
-def connect(url: str = "sqlite:///var/queue.db", *, templates_dir: Path | str | None = None) -> Client:
-    """A client of the queue at `url`; with `templates_dir` params are checked before they are sent."""
-    return Client(url, check=_params_check(templates_dir))
+def connect(
+    url: str = "sqlite:///var/queue.db",
+    *,
+    templates_dir: Path | str | None = None,
+    database_url: str = "",
+    cache_url: str = "",
+) -> Client:
+    """A client of the queue at `url`.
+
+    With `templates_dir` params are checked before they are sent; `database_url` is where `post` reads what is stored, and
+    `cache_url` (redis) where it finds posts on their way that other processes made.
+    """
+    return Client(url, check=_params_check(templates_dir), database_url=database_url, pending=open_pending(cache_url))
 
 
-def connect_blocking(url: str = "sqlite:///var/queue.db", *, templates_dir: Path | str | None = None) -> BlockingClient:
+def connect_blocking(
+    url: str = "sqlite:///var/queue.db",
+    *,
+    templates_dir: Path | str | None = None,
+    database_url: str = "",
+    cache_url: str = "",
+) -> BlockingClient:
     """The blocking form of `connect`, for use with `with`."""
-    return BlockingClient(Client(url, check=_params_check(templates_dir)))
+    return BlockingClient(connect(url, templates_dir=templates_dir, database_url=database_url, cache_url=cache_url))
 
 
 def _params_check(templates_dir: Path | str | None) -> ParamsCheck | None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import app
 from gateway.app import Store, open_queue, open_store, open_templates
-from gateway.client import Client, sqlite_path
+from gateway.client import Client, queue_file
 from gateway.errors import PermanentFailure, Problem, QueueUnavailable, SettingsError, StoreUnavailable
 from gateway.mail.ids import new_id
+from gateway.mail.people import person_key
 from gateway.mail.tokens import INVITATION
 from gateway.runtime import utc_now
 from gateway.settings import Settings
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 
 def is_new(settings: Settings) -> bool:
-    """Whether this queue has never been used."""
-    return not sqlite_path(settings.queue_url).exists()
+    """Whether this queue has never been used; one on RabbitMQ counts as used."""
+    path = queue_file(settings.queue_url)
+    return path is not None and not path.exists()
 
 
 async def send(
@@ -66,13 +68,15 @@ async def rows(settings: Settings, kind: Any, filters: Mapping[str, Any]) -> lis
     if kind == "templates":
         return open_templates(settings).rows()
     if kind in {"queues", "dead"}:
-        if not sqlite_path(settings.queue_url).exists():
+        if is_new(settings):
             return []
         async with open_queue(settings) as broker:
             return await (_queue_rows(broker) if kind == "queues" else _dead_rows(broker, **filters))
     async with _existing_store(settings) as store:
         if store is None:
             return []
+        if kind == "people":
+            return [{"address": person.address, "name": person.name} for person in await store.people.all()]
         if kind in {"users", "keys"}:
             return await (store.access.users() if kind == "users" else store.access.keys())
         return await store.lists.newest(kind, **filters)
@@ -93,7 +97,7 @@ def _dead_row(item: DeadTicket) -> dict[str, Any]:
 
 async def dead_one(settings: Settings, number: str) -> dict[str, Any] | None:
     """One dead letter with what its ticket carried."""
-    if not sqlite_path(settings.queue_url).exists():
+    if is_new(settings):
         return None
     async with open_queue(settings) as broker:
         item = await broker.dead_one(number)
@@ -117,7 +121,9 @@ async def discard(settings: Settings, item: str) -> int:
         return await operator.discard(item) if operator else 0
 
 
-async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str) -> list[dict[str, Any]]:
+async def explain(
+    settings: Settings, octets: bytes, rcpt_to: Sequence[str], mail_from: str, *, client: str = "", helo: str = ""
+) -> list[dict[str, Any]]:
     """What ingestion would decide about a mail, and why, for each recipient; writes nothing."""
     from gateway.inbound.decide import Decider
     from gateway.inbound.explain import explain
@@ -125,10 +131,17 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
 
     app.check_values(settings)
     envelope = Envelope(
-        mail_id=new_id(), mail_from=mail_from, rcpt_to=tuple(rcpt_to), received_at=utc_now(), door="explain"
+        mail_id=new_id(),
+        mail_from=mail_from,
+        rcpt_to=tuple(rcpt_to),
+        received_at=utc_now(),
+        door="explain",
+        client=client,
+        helo=helo,
     )
     support = app.open_support(settings, is_look=True)
-    router = app.router(settings, support)
+    who = app.open_who(settings, is_look=True)
+    router = app.router(settings, support, who)
     async with app.open_cage(settings) as cage, _existing_store(settings) as store:
         decider = Decider(
             cage=cage,
@@ -136,8 +149,19 @@ async def explain(settings: Settings, octets: bytes, rcpt_to: Sequence[str], mai
             mailboxes=app.mailboxes(settings, support),
             clock=utc_now,
             threads=store.mails if store else None,
+            authenticate=app.open_authenticator(settings, cage).authenticate,
+            who=who,
         )
         return await explain(octets, envelope, decider, router)
+
+
+def export_recipients(settings: Settings, path: Path | None) -> tuple[str, bool]:
+    """The recipients as a Postfix table, written to the file if one is named; (the text, whether the file is new)."""
+    from gateway.inbound.recipient_map import recipient_map, write_map
+
+    app.check_values(settings)
+    text = recipient_map(app.router(settings))
+    return text, path is not None and write_map(path, text)
 
 
 async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any]]:
@@ -149,6 +173,39 @@ async def replay(settings: Settings, items: Sequence[str]) -> list[dict[str, Any
         if operator is None:
             raise PermanentFailure(f"nothing is known of {items[0]}")
         return await operator.replay(items)
+
+
+async def add_person(settings: Settings, address: str, name: str) -> None:
+    async with open_store(settings) as store:
+        await store.people.add(address, name)
+
+
+async def remove_person(settings: Settings, address: str) -> bool:
+    async with open_store(settings) as store:
+        return await store.people.remove(address)
+
+
+async def rotate_addresses(settings: Settings, address: str) -> bool:
+    """A person's secret addresses made so far are void from now on."""
+    async with open_store(settings) as store:
+        return await store.people.rotate(address)
+
+
+async def new_address(settings: Settings, person: str, mailbox: str, *, days: int | None) -> str:
+    """A secret address for a registered person; raises PermanentFailure."""
+    app.check_values(settings)
+    async with _existing_store(settings) as store:
+        found = (
+            [item for item in await store.people.all() if person_key(item.address) == person_key(person)]
+            if store
+            else []
+        )
+    if not found:
+        raise PermanentFailure(f"{person} is not registered: gateway people add {person}")
+    try:
+        return app.open_who(settings).new_address(app.router(settings).route(mailbox), mailbox, found[0], days=days)
+    except ValueError as error:
+        raise PermanentFailure(str(error)) from None
 
 
 async def cancel(settings: Settings, item: str) -> int:
@@ -172,7 +229,7 @@ async def reconcile(settings: Settings) -> Balance:
     from gateway.store.accounting import Accounting
     from gateway.watch import reconcile as counting
 
-    if not sqlite_path(settings.queue_url).exists():
+    if is_new(settings):
         return counting.Balance(accepted=0, missing=(), extra=0)
     async with open_queue(settings) as broker, _existing_store(settings) as store:
         books = Accounting(store.database) if store else counting.NoBooks()
@@ -222,7 +279,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
     findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
     findings += look.check_templates(await check_templates(settings))
-    if sqlite_path(settings.queue_url).exists():
+    if not is_new(settings):
         findings += await _look_at_queue(settings)
     findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
     findings.append(await look.check_store(settings.database_url))
@@ -304,7 +361,7 @@ async def _operator(settings: Settings) -> AsyncIterator[Operator | None]:
     from gateway.watch.operator import BY_COMMAND
 
     file = app.database_file(settings)
-    if file is not None and not (file.exists() or sqlite_path(settings.queue_url).exists()):
+    if file is not None and not file.exists() and is_new(settings):
         yield None
         return
     async with open_queue(settings) as broker, open_store(settings) as store:

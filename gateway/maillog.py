@@ -1,7 +1,7 @@
 """The words of the log: one method per mail event, so that nobody words a log line by hand.
 
 Each method writes one structured line to stderr (key=value, or JSON with GATEWAY_LOG_FORMAT=json) and raises one counter.
-Values of peers are escaped; secrets, params and bodies never come here.  Home of structlog.
+Values of peers are escaped, tokens of secret addresses left out; secrets, params and bodies never come here.  Home of structlog.
 Promise: a line that cannot be written (disk full, nobody reads any more) is counted as `log-lost` and troubles nobody: what
 was done is done, whether it could be told or not.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from gateway.errors import GatewayError
+from gateway.mail.secret_address import redacted
 from gateway.reply import Reply
 
 
@@ -53,7 +54,7 @@ class MailLog:
 
     def _say(self, event: str, level: str = "info", **facts: Any) -> None:
         self.counters[event] += 1
-        plain = {key: str(value) if isinstance(value, str) else value for key, value in facts.items()}
+        plain = {key: redacted(str(value)) if isinstance(value, str) else value for key, value in facts.items()}
         try:
             getattr(self._log, level)(event, **{key: value for key, value in plain.items() if value not in (None, "")})
         except (OSError, ValueError):  # ValueError: stderr is closed

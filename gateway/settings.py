@@ -89,7 +89,7 @@ class MailboxTable(_Table):
 
     address: str
     kind: str
-    who: Literal["anyone"] = "anyone"
+    who: Literal["anyone", "members", "secret"] = "anyone"
 
 
 class LimitsTable(_Table):
@@ -123,13 +123,27 @@ class NoticesTable(_Table):
 _TABLES: dict[str, type[_Table]] = {"limits": LimitsTable, "notices": NoticesTable}
 
 
+def _one_line(value: Any) -> Any:
+    """A list of URLs, also one written as JSON, as one text with blanks between them."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = json.loads(value)
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    return " ".join(value) if is_list else value
+
+
+Urls = Annotated[str, BeforeValidator(_one_line)]
+
+
 class Settings(_Table):
     """Every key, its default and its meaning."""
 
     data_dir: Path = Field(Path("var"), description="where queue.db, store.db, blobs/ and captured/ live")
-    queue_url: str = Field("sqlite:///{data_dir}/queue.db", description="the queue")
+    queue_url: Urls = Field(
+        "sqlite:///{data_dir}/queue.db", description="the queue; amqp(s)://… or a list tried in turn"
+    )
     database_url: str = Field("sqlite:///{data_dir}/store.db", description="the store")
     blobs_url: str = Field("file://{data_dir}/blobs", description="attachments and large mails")
+    cache_url: str = Field("", description="redis://…: where processes share posts on their way; empty = each its own")
     relay_urls: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("capture:",), description="where email goes; capture: = files, never sent"
     )
@@ -143,7 +157,9 @@ class Settings(_Table):
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
         "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
     )
-    trusted_hosts: tuple[str, ...] = Field((), description="proxies whose X-Forwarded-For and -Proto we believe")
+    trusted_hosts: tuple[str, ...] = Field(
+        (), description="proxies and mail servers whose word about their clients we believe"
+    )
     mail_from: str = Field("", description="envelope sender and From: of emails that name none")
     domains: tuple[str, ...] = Field((), description="the domains we take mail for; default: localhost")
     retry_ladder: str = Field("1m 5m 15m 1h*2 4h*3 12h*9", description="what waits after each unsuccessful attempt")
@@ -155,6 +171,12 @@ class Settings(_Table):
     admins: tuple[AdminTable, ...] = Field((), description="admins with from_severity and topics")
     templates_dir: Path | None = Field(None, description="your own templates, beside the shipped ones")
     mailboxes: tuple[MailboxTable, ...] = Field((), description="who takes mail for which address")
+    dns_servers: tuple[str, ...] = Field((), description="who answers about senders; default: the system's servers")
+    trusted_authserv_id: str = Field("", description="our mail server's name in its Authentication-Results")
+    junk_headers: tuple[str, ...] = Field(
+        ("X-Spam-Flag", "X-Spam-Status", "X-Spam"), description="fields whose yes says a mail is junk"
+    )
+    confirm_within: Seconds = Field(7 * 86400.0, description="how long a person has to confirm held mails")
     notices: NoticesTable = NoticesTable()
     limits: LimitsTable = LimitsTable()
 

@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gateway.app.making import admin_of, is_loopback, ladder, mailboxes, notice_delays, our_names, relay_spec, router
-from gateway.client import open_broker, sqlite_path
+from gateway.app.making import (
+    admin_of,
+    is_loopback,
+    ladder,
+    mailboxes,
+    notice_delays,
+    our_names,
+    relay_spec,
+    resolver,
+    router,
+)
+from gateway.client import open_broker, queue_file
 from gateway.errors import Problem, SettingsError
+from gateway.pending import open_pending
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,9 +38,12 @@ def check_values(settings: Settings) -> None:
         ("mailboxes", lambda: router(settings)),
         ("mail_from", lambda: _mailbox(settings.mail_from)),
         ("blobs_url", lambda: _check_blobs(settings.blobs_url)),
-        ("queue_url", lambda: sqlite_path(settings.queue_url)),
+        ("queue_url", lambda: queue_file(settings.queue_url)),
         ("database_url", lambda: database_file(settings)),
+        ("cache_url", lambda: open_pending(settings.cache_url)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("dns_servers", lambda: resolver(settings)),
+        ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
         ("trusted_hosts", lambda: our_names(settings)),
         ("limits.room", lambda: _check_room(settings)),
     ]
@@ -68,6 +82,11 @@ def _listen_address(text: str) -> Any:
     return parse_listen(text)
 
 
+def _check_authserv_id(text: str) -> None:
+    if text and (len(text.split()) != 1 or not text.isascii() or set(text) & set(";()")):
+        raise ValueError(f"{text!r} is not a name like mx.example.org")
+
+
 def _check_blobs(url: str) -> None:
     from gateway.store.blobs import IN_DATABASE, open_own_blob_store
 
@@ -91,7 +110,7 @@ async def refuse_to_strand(settings: Settings) -> None:
     """Raises SettingsError where data_dir holds a queue or a ledger that these settings would leave behind unfinished."""
     problems = []
     old_queue, old_store = settings.data_dir / "queue.db", settings.data_dir / "store.db"
-    if old_queue.exists() and sqlite_path(settings.queue_url) != old_queue:
+    if old_queue.exists() and queue_file(settings.queue_url) != old_queue:
         async with open_broker(f"sqlite:///{quote(str(old_queue))}") as broker:
             left = sum(depth.ready + depth.leased + depth.delayed + depth.dead for depth in await broker.depths())
         if left:

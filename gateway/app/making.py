@@ -22,8 +22,11 @@ from gateway.settings import AdminTable, Settings, shown_service
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.authenticate.authenticator import Authenticator
+    from gateway.inbound.authenticate.resolver import Resolver
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
+    from gateway.inbound.who import WhoMayWrite
     from gateway.mail.links import StatusLinks
     from gateway.mail.loop_guard import LoopGuard
     from gateway.mail.tokens import Tokens
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.queue.receipts import Receipted
     from gateway.store.access import Access
     from gateway.store.blobs import BlobStore
+    from gateway.store.confirmations import Confirmations
     from gateway.store.database import Database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
     from gateway.store.outage import OutageLedger
+    from gateway.store.people import PeopleStore
+    from gateway.store.people_file import PeopleFile
     from gateway.watch.alarms.book import Admin, AlarmBook
     from gateway.watch.alarms.sending import Postman
     from gateway.watch.operator import Operator
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 
 GOODBYE_SECONDS = 5.0
 _PACKAGE = Path(__file__).parent.parent
+_READ_PRELOAD = ("gateway.mail.parse.fallback", "gateway.inbound.authenticate.signature_job")
 SHIPPED_TEMPLATES = (_PACKAGE / "shipped_templates", _PACKAGE.parent / "templates")
 
 
@@ -61,6 +68,8 @@ class Store:
     blobs: BlobStore
     ledger: DatabaseLedger
     mails: Mails
+    people: PeopleStore
+    confirmations: Confirmations
     lists: Lists
     access: Access
     decisions: Decisions
@@ -128,12 +137,16 @@ def ladder(settings: Settings) -> Ladder:
     return Ladder.parse(settings.retry_ladder)
 
 
-def router(settings: Settings, support: Support | None = None) -> Any:
-    """The routes of the settings; postmaster@ and abuse@ are the router's own.  With `support` it knows forged addresses."""
+def router(settings: Settings, support: Support | None = None, who: WhoMayWrite | None = None) -> Any:
+    """The routes of the settings; postmaster@ and abuse@ are the router's own.
+
+    With `support` and `who` it knows forged addresses, and who may use secret ones.
+    """
     from gateway.inbound.router import MailboxRoute, Router
 
-    routes = [MailboxRoute(address=item.address, kind=item.kind) for item in settings.mailboxes]
-    return Router(routes, domains=settings.domains, refusals={"support": support.refusal} if support else None)
+    routes = [MailboxRoute(address=item.address, kind=item.kind, who=item.who) for item in settings.mailboxes]
+    refusals = {"support": support.refusal} if support else None
+    return Router(routes, domains=settings.domains, refusals=refusals, guard=who)
 
 
 def our_names(settings: Settings) -> OurNames:
@@ -161,6 +174,34 @@ def open_support(settings: Settings, *, is_look: bool = False) -> Support:
     from gateway.inbound.mailboxes.support import Support
 
     return Support(open_tokens(settings, is_look=is_look))
+
+
+def people_file(settings: Settings) -> PeopleFile:
+    from gateway.store.people_file import PeopleFile
+
+    return PeopleFile(settings.data_dir / "people.json")
+
+
+def open_who(settings: Settings, *, is_look: bool = False) -> WhoMayWrite:
+    """Who may write to which mailbox, by the snapshot of people; needs no database."""
+    from gateway.inbound.who import WhoMayWrite
+
+    return WhoMayWrite(open_tokens(settings, is_look=is_look), people_file(settings).people, clock=utc_now)
+
+
+def resolver(settings: Settings) -> Resolver:
+    """Raises ValueError for what is no DNS server."""
+    from gateway.inbound.authenticate.resolver import Resolver
+
+    return Resolver(settings.dns_servers)
+
+
+def open_authenticator(settings: Settings, cage: Cage) -> Authenticator:
+    from gateway.inbound.authenticate.authenticator import Authenticator, TrustedMta
+
+    junk_fields = tuple(name.lower() for name in settings.junk_headers)
+    trusted = TrustedMta(authserv_id=settings.trusted_authserv_id, junk_fields=junk_fields)
+    return Authenticator(resolver(settings), cage, trusted=trusted)
 
 
 def notice_delays(settings: Settings) -> list[float]:
@@ -269,7 +310,7 @@ def open_intake(settings: Settings, broker: Broker, blobs: BlobStore, log: MailL
     from gateway.inbound.intake import Intake, IntakeLimits
 
     return Intake(
-        router(settings, open_support(settings)),
+        router(settings, open_support(settings), open_who(settings)),
         broker,
         blobs,
         data_dir=settings.data_dir,
@@ -283,7 +324,7 @@ def open_intake(settings: Settings, broker: Broker, blobs: BlobStore, log: MailL
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[Broker]:
     """The queue engine of the settings, as an async context manager."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return open_broker(settings.queue_url)
+    return open_broker(settings.queue_url, receipts=settings.data_dir / "receipts.db")
 
 
 def receipted(broker: Broker) -> Receipted:
@@ -300,12 +341,14 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema."""
     from gateway.store.access import Access
     from gateway.store.blobs import open_blob_store
+    from gateway.store.confirmations import Confirmations
     from gateway.store.database import open_database
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
     from gateway.store.ledger_mark import LedgerMark
     from gateway.store.lists import Lists
     from gateway.store.mails import Mails
+    from gateway.store.people import PeopleStore
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = await open_database(settings.database_url)
@@ -338,6 +381,10 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             access=Access(database, clock=database.clock),
             decisions=decisions,
             mark=mark,
+            people=PeopleStore(database, people_file(settings), clock=database.clock),
+            confirmations=Confirmations(
+                database, clock=database.clock, hostname=settings.hostname, days=settings.confirm_within / 86400
+            ),
         )
     finally:
         await database.close()
@@ -362,7 +409,7 @@ def open_cage(settings: Settings) -> Cage:
     from gateway.cage import Cage
     from gateway.outbound.render import PRELOAD
 
-    return Cage(children=settings.limits.cage_children, preload=(*PRELOAD, "gateway.mail.parse.fallback"))
+    return Cage(children=settings.limits.cage_children, preload=(*PRELOAD, *_READ_PRELOAD))
 
 
 def open_photo_cage(settings: Settings) -> Cage:

@@ -45,6 +45,7 @@ async def build_desk(parts: Parts, stack: AsyncExitStack) -> Desk:
         paused=(lambda: pool.paused) if pool is not None else None,
         operator=lambda by: operator(store, broker, by=by),
         reply_address=open_support(settings).reply_address,
+        confirming=await parts.confirm_desk(stack),
     )
 
 

@@ -16,12 +16,15 @@ from gateway.app.making import (
     open_queue,
     open_store,
     open_templates,
+    open_tokens,
 )
 from gateway.maillog import MailLog
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
+    from gateway.inbound.activation import Activation
+    from gateway.inbound.confirm import ConfirmDesk
     from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
     from gateway.outbound.templates import TemplateSet
@@ -39,7 +42,16 @@ class Parts:
     def __init__(self, settings: Settings, log: MailLog) -> None:
         self.settings = settings
         self.log = log
+        self._activation: Activation | None = None
         self._open: dict[str, Any] = {}
+
+    @property
+    def activation(self) -> Activation:
+        """The sockets that systemd opened for the doors of this process."""
+        from gateway.inbound.activation import Activation
+
+        self._activation = self._activation or Activation()
+        return self._activation
 
     def opened(self, name: str) -> Any:
         """A part that somebody has opened, None while nobody has."""
@@ -89,6 +101,13 @@ class Parts:
 
     async def photo_cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("photo_cage", stack, lambda: open_photo_cage(self.settings))
+
+    async def confirm_desk(self, stack: AsyncExitStack) -> ConfirmDesk:
+        """What pages and answers do with held mails that somebody is asked about."""
+        from gateway.inbound.confirm import ConfirmDesk
+
+        broker, store = await self.queue(stack), await self.store(stack)
+        return ConfirmDesk(store.confirmations, store.mails, broker.publish, open_tokens(self.settings))
 
     def templates(self) -> TemplateSet:
         if "templates" not in self._open:

@@ -7,14 +7,28 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from gateway.app.checks import refuse_open_house
-from gateway.app.making import alarm_book, listen_on, naming_the_key, open_notice_writer, receipted
+from gateway.app.making import (
+    alarm_book,
+    listen_on,
+    naming_the_key,
+    open_notice_writer,
+    open_who,
+    our_names,
+    receipted,
+    router,
+)
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
-from gateway.maillog import told
+from gateway.client import Client
+from gateway.errors import TransientFailure
+from gateway.maillog import MailLog, told
 from gateway.runtime import Service, Stop, utc_now
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
+    from gateway.store.people import PeopleStore
+
+PEOPLE_SECONDS = 15.0
 
 
 async def build_smtp(parts: Parts, stack: AsyncExitStack) -> Service:
@@ -31,6 +45,7 @@ async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
 
 async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.inbound.door import DoorLimits
+    from gateway.inbound.xforward import TrustedHosts
 
     settings = parts.settings
     limits = DoorLimits(
@@ -40,9 +55,16 @@ async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitS
         idle_seconds=settings.limits.idle,
     )
     listen = getattr(settings, key)
-    door = kind(await parts.intake(stack), listen=listen, hostname=settings.hostname, limits=limits, log=parts.log)
+    door = kind(
+        await parts.intake(stack),
+        listen=listen,
+        hostname=settings.hostname,
+        limits=limits,
+        trusted_hosts=TrustedHosts(our_names(settings).trusted),
+        log=parts.log,
+    )
     with naming_the_key(key, listen):
-        await door.start()
+        await door.start(parts.activation.take(door.name))
     stack.push_async_callback(door.close)
     return door.serve
 
@@ -76,6 +98,39 @@ async def build_sweep(parts: Parts, stack: AsyncExitStack) -> Service:
             both.create_task(collect(collector, broker, stop=stop, log=parts.log))
 
     return service
+
+
+async def build_people(parts: Parts, stack: AsyncExitStack) -> Service:
+    """Keeps the snapshot of people fresh on this host, and asks them about held mails that claim to be theirs."""
+    from gateway.inbound.confirm import Asker
+
+    settings, store = parts.settings, await parts.store(stack)
+    client = await stack.enter_async_context(Client(broker=await parts.queue(stack)))
+    asker = Asker(
+        store.confirmations,
+        await parts.confirm_desk(stack),
+        who=open_who(settings),
+        router=router(settings),
+        submit=client,
+        log=parts.log,
+        public_url=settings.public_url,
+    )
+
+    async def service(stop: Stop) -> None:
+        await asyncio.gather(asker.run(stop), keep_people(store.people, stop, parts.log))
+
+    return service
+
+
+async def keep_people(people: PeopleStore, stop: Stop, log: MailLog) -> None:
+    """Writes the snapshot of people anew where another host changed it; a fault leaves the last good one."""
+    while True:
+        try:
+            await people.refresh_file()
+        except (TransientFailure, OSError) as fault:
+            log.service("people", "failed", error=told(fault))
+        if await stop.wait(PEOPLE_SECONDS):
+            return
 
 
 async def build_notices(parts: Parts, stack: AsyncExitStack) -> Service:
@@ -151,6 +206,7 @@ BUILDERS = {
     "events": build_events,
     "web": build_web,
     "sweep": build_sweep,
+    "people": build_people,
     "notices": build_notices,
     "alarms": build_alarms,
 }

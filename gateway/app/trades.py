@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gateway.app.making import ladder, loop_guard, mailboxes, open_support, router
+from gateway.app.making import ladder, loop_guard, mailboxes, open_authenticator, open_support, open_who, router
 from gateway.app.parts import Parts
 from gateway.runtime import Service, Stop, utc_now
 
@@ -38,18 +38,22 @@ async def ingest_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
     from gateway.queue.ticket import MAIL_INBOUND
 
     broker, store, cage = await parts.queue(stack), await parts.store(stack), await parts.cage(stack)
+    settings = parts.settings
     ingest = Ingest(
         mails=store.mails,
         blobs=store.blobs,
         cage=cage,
-        router=router(parts.settings),
-        mailboxes=mailboxes(parts.settings, open_support(parts.settings)),
+        router=router(settings),
+        mailboxes=mailboxes(settings, open_support(settings)),
         publish=broker.publish,
-        ladder=ladder(parts.settings),
+        ladder=ladder(settings),
         log=parts.log,
         clock=store.database.clock,
         judge=loop_guard(parts.settings).judge,
         note_waiting=(await parts.outage(stack)).note_waiting,
+        authenticate=open_authenticator(settings, cage).authenticate,
+        who=open_who(settings),
+        confirm=(await parts.confirm_desk(stack)).confirm,
     )
     return Trade(
         weights={MAIL_INBOUND: 3},

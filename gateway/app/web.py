@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.app.making import Store, open_tokens, operator, our_names
@@ -15,6 +16,8 @@ from gateway.app.parts import Parts
 from gateway.client import Client
 from gateway.contract.email_send import SendEmail
 from gateway.errors import Problem
+from gateway.maillog import MailLog, told
+from gateway.pending import PendingPosts, open_pending
 
 if TYPE_CHECKING:
     from gateway.outbound.templates import TemplateSet
@@ -43,7 +46,9 @@ async def open_web(parts: Parts, stack: AsyncExitStack) -> Web:
     settings, store, broker = parts.settings, await parts.store(stack), await parts.queue(stack)
     streams, desk = EventStreams(store.database), await build_desk(parts, stack)
     login = login_routes(_login(parts, store), show_form(desk.view))
-    api = create_api(api_parts(parts, store, broker, streams), login, create_pages(desk))
+    pending = open_pending(settings.cache_url, on_fault=partial(_say_cache_failed, parts.log))
+    stack.push_async_callback(pending.close)
+    api = create_api(api_parts(parts, store, broker, streams, pending), login, create_pages(desk))
     answer_people(api, desk.view)
     limits = BodyLimits(by_path={"/v1/blobs": settings.limits.mail_bytes})
     show = show_refusal(desk.view)
@@ -56,13 +61,17 @@ async def open_web(parts: Parts, stack: AsyncExitStack) -> Web:
     return Web(app=guard, close=close)
 
 
-def api_parts(parts: Parts, store: Store, broker: Broker, streams: EventStreams) -> ApiParts:
+def _say_cache_failed(log: MailLog, fault: Exception) -> None:
+    log.service("cache", "failed", error=told(fault), next_step="posts on their way are known to this process alone")
+
+
+def api_parts(parts: Parts, store: Store, broker: Broker, streams: EventStreams, pending: PendingPosts) -> ApiParts:
     """What the API speaks to."""
     from gateway.web.api import ApiParts
 
     settings = parts.settings
     return ApiParts(
-        submit=lambda app: Client(broker=broker, app=app),
+        submit=lambda app: Client(broker=broker, app=app, pending=pending),
         operator=lambda by: operator(store, broker, by=by),
         check=_template_check(parts.templates()),
         ledger=store.ledger,
@@ -74,6 +83,7 @@ def api_parts(parts: Parts, store: Store, broker: Broker, streams: EventStreams)
         streams=streams,
         readiness=_readiness(store, broker),
         metrics=parts.metrics(),
+        pending=pending,
         log=parts.log,
     )
 

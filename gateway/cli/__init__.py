@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import access, deciding, looking, sending, service
+from gateway.cli import access, deciding, looking, senders, sending, service
 from gateway.cli.terminal import EXIT_LATER, EXIT_NO, EXIT_USAGE, Context, fail, note
 from gateway.errors import GatewayError, InvalidRequest, Problem, SettingsError, TransientFailure
 
@@ -99,9 +99,12 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 _COMMANDS_AFTER_SETTINGS: tuple[Callable[..., None], ...] = (service.doctor, service.reconcile, service.version)
 _GROUPS = {
     "dead": deciding.dead,
+    "people": senders.people,
+    "address": senders.address,
     "alarm": service.alarm,
     "users": access.users,
     "keys": access.keys,
+    "recipients": senders.recipients,
     "templates": sending.templates,
     "db": access.db,
 }

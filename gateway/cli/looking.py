@@ -77,6 +77,8 @@ def explain(
     file: Annotated[str, typer.Argument(metavar="FILE.eml", help="A mail; - is stdin.")],
     to: Annotated[list[str], typer.Option(help="A recipient; repeat for more.")],
     from_: Annotated[str, typer.Option("--from", help="The envelope's sender.")] = "",
+    client: Annotated[str, typer.Option(help="The address of the host that brings it, for SPF.")] = "",
+    helo: Annotated[str, typer.Option(help="What that host calls itself.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Says what would become of a mail, and why: the decision of the real thing, and nothing written."""
@@ -86,5 +88,5 @@ def explain(
         octets = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise no(f"{file}: {error.strerror}") from None
-    for item in wait_for(commands.explain(settings_of(context), octets, to, from_)):
+    for item in wait_for(commands.explain(settings_of(context), octets, to, from_, client=client, helo=helo)):
         tables.print_object(item, as_json=as_json)

@@ -19,7 +19,7 @@ def run(
     context: Context,
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="smtp lmtp ingest photos send events web sweep notices alarms suspects; none: all."),
+        typer.Argument(help="smtp lmtp ingest photos send events web sweep people notices alarms suspects; none: all."),
     ] = None,
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gateway.inbound.intake import Intake
 from gateway.inbound.listen import TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
+from gateway.inbound.xforward import TrustedHosts
 from gateway.maillog import MailLog
 from gateway.reply import Reply
 from gateway.runtime import Stop
 
 if TYPE_CHECKING:
     from gateway.inbound.door_session import DoorSession
+
+_BACKLOG = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,7 @@ class DoorLimits:
 
 
 class Door:
-    """Listens at `listen` (`host:port` or `unix:PATH`).
+    """Listens at `listen` (`host:port` or `unix:PATH`), or on sockets that are open already.
 
     `address` is where it listens: after `start` with the port the system chose where 0 was asked for.
     """
@@ -52,45 +57,63 @@ class Door:
     session: ClassVar[type[DoorSession]]
 
     def __init__(
-        self, intake: Intake, *, listen: str, hostname: str, limits: DoorLimits | None = None, log: MailLog
+        self,
+        intake: Intake,
+        *,
+        listen: str,
+        hostname: str,
+        limits: DoorLimits | None = None,
+        trusted_hosts: TrustedHosts | None = None,
+        log: MailLog,
     ) -> None:
         self.intake = intake
+        self.trusted_hosts = trusted_hosts or TrustedHosts()
         self.hostname = hostname
         self.limits = limits or DoorLimits()
         self.log = log
         self.is_closing = False
         self.address = listen
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._socket_file: tuple[Path, int] | None = None
         self._sessions: set[DoorSession] = set()
         self._clients: collections.Counter[str] = collections.Counter()
 
     async def serve(self, stop: Stop) -> None:
         """Takes mail until the wish to stop, then drains."""
-        if self._server is None:
+        if not self._servers:
             await self.start()
         await stop.wait()
         await self.close()
 
-    async def start(self) -> None:
-        """Listens; raises OSError when the address cannot be had."""
+    async def start(self, inherited: Sequence[socket.socket] = ()) -> None:
+        """Listens, on the inherited sockets where there are any; raises OSError when the address cannot be had."""
         address = parse_listen(self.address)
-        if isinstance(address, UnixAddress):
+        if inherited:
+            await self._listen_on(inherited)
+        elif isinstance(address, UnixAddress):
             await self._listen_unix(address)
         else:
             await self._listen_tcp(address)
         self.log.service(f"{self.name}-door", "listening", at=self.address)
 
+    async def _listen_on(self, inherited: Sequence[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in inherited:
+            create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG))
+        self.address = " ".join(_spoken(listener) for listener in inherited)
+
     async def _listen_tcp(self, address: TcpAddress) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._enter, address.host, address.port, backlog=512)
-        port = self._server.sockets[0].getsockname()[1]
-        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG)
+        self._servers.append(server)
+        self.address = f"{self.address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
 
     async def _listen_unix(self, address: UnixAddress) -> None:
         listener = open_unix(address)
         self._socket_file = (address.path, address.path.lstat().st_ino)
-        self._server = await asyncio.get_running_loop().create_unix_server(self._enter, sock=listener, backlog=512)
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(self._enter, sock=listener, backlog=_BACKLOG))
 
     def _enter(self) -> DoorSession:
         return self.session(self, asyncio.get_running_loop())
@@ -98,8 +121,8 @@ class Door:
     async def close(self) -> None:
         """Stops listening, says 421 to idle sessions, waits for data under way, then cuts what is left. Idempotent."""
         self.is_closing = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         if self._socket_file is not None:
             remove_unix(*self._socket_file)
             self._socket_file = None
@@ -134,3 +157,11 @@ class Door:
         self._clients[session.client_group] -= 1
         if self._clients[session.client_group] <= 0:
             del self._clients[session.client_group]
+
+
+def _spoken(listener: socket.socket) -> str:
+    """A socket's address as the settings write it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    return f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"

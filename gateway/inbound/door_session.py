@@ -6,7 +6,8 @@ Promises:
   * 250 after the final dot means kept, and names the mail id; any fault of ours is 451 without its text;
   * only CR LF . CR LF ends the data, a byte that came before our 354 is never data, a bare CR, LF or NUL refuses the mail;
   * unknown recipients and foreign domains are refused at RCPT; nothing is accepted to be bounced later.
-Limits: no TLS, AUTH, XFORWARD or PROXY yet: the client is whoever opened the connection.  A mail is held in memory.
+Limits: no TLS, AUTH or PROXY yet: the client is whoever opened the connection, or whom a trusted one names (`xforward`).
+A mail is held in memory.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from aiosmtpd.smtp import SMTP
 from gateway.errors import PermanentFailure, QueueUnavailable, StorageFault, StoreUnavailable, TransientFailure
 from gateway.inbound.incoming import NO_ROOM, Incoming
 from gateway.inbound.router import recipient_key
+from gateway.inbound.xforward import OFFER as XFORWARD_OFFER
+from gateway.inbound.xforward import read_xforward
 from gateway.mail.addresses import parse_mailbox
 from gateway.mail.envelope import Envelope
 from gateway.reply import Reply
@@ -247,7 +250,8 @@ class DoorSession(SMTP):
         if not await self.greet(verb, hostname, extended=True):
             return
         size = f"SIZE {self._limits.mail_bytes}"
-        await self.welcome(self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
+        more = [XFORWARD_OFFER] if self._may_forward() else []
+        await self.welcome(self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more)
 
     async def welcome(self, *offers: str) -> None:
         """Answers a greeting: the one reply without an enhanced status (RFC 2034, section 3)."""
@@ -266,6 +270,21 @@ class DoorSession(SMTP):
     async def smtp_RCPT(self, arg: str | None) -> None:
         self.note_command("RCPT", arg)
         await super().smtp_RCPT(arg)
+
+    async def smtp_XFORWARD(self, arg: str | None) -> None:
+        """Hears whose mail comes next; the facts live as long as the envelope, which is one mail."""
+        self.note_command("XFORWARD", arg)
+        if not self._may_forward():
+            await self.push("550 5.7.1 XFORWARD is for trusted hosts")
+        elif self.envelope.mail_from:
+            await self.push("503 5.5.1 XFORWARD comes before MAIL")
+        elif not await self.check_helo_needed():
+            known = getattr(self.envelope, "forwarded", None)
+            self.envelope.forwarded, reply = read_xforward(arg or "", known)
+            await self.push(str(reply))
+
+    def _may_forward(self) -> bool:
+        return not self.client_group or self.client in self._door.trusted_hosts
 
     async def smtp_VRFY(self, arg: str | None) -> None:
         self.note_command("VRFY")
@@ -391,14 +410,15 @@ class DoorSession(SMTP):
     async def _accept(self, incoming: Incoming) -> Reply:
         """Offers the mail to the intake."""
         sender = self.envelope.mail_from
+        forwarded = getattr(self.envelope, "forwarded", None)
         envelope = Envelope(
             mail_id="",
             mail_from="" if sender == NULL_SENDER else sender,
             rcpt_to=tuple(self.envelope.rcpt_tos),
             received_at=utc_now(),
             door=self._door.name,
-            client=self.client,
-            helo=self.session.host_name,
+            client=forwarded.client if forwarded else self.client,
+            helo=forwarded.helo if forwarded else self.session.host_name,
         )
         try:
             mail_id = await self._door.intake.accept(envelope, await incoming.octets())

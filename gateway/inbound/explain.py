@@ -18,7 +18,7 @@ from gateway.mail.envelope import Envelope
 
 async def explain(octets: bytes, envelope: Envelope, decider: Decider, router: Router) -> list[dict[str, Any]]:
     """One object for each recipient of the envelope, ready for JSON."""
-    read = await decider.read(octets)
+    read = await decider.read(envelope, octets)
     told = []
     for rcpt_to in dict.fromkeys(envelope.rcpt_to):
         decision = await decider.decide(envelope, read, rcpt_to)
@@ -41,7 +41,7 @@ def _told(decision: Decision, read: ReadMail, envelope: Envelope) -> dict[str, A
         "html": read.parsed.html if post is None else post.html,
         "attachments": [_attachment(item) for item in attachments],
         "defects": list(read.parsed.defects),
-        "auth": envelope.auth,
+        "auth": read.authentication.to_json(),
     }
 
 

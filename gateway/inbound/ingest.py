@@ -14,6 +14,7 @@ A ticket that is no mail (headers missing, other octets than promised, the id of
 letter with its reason, and nobody's row is touched.
 A turn of `turn_seconds` is enough for one ticket: who was not reached in it goes on with a ticket of his own, so that a
 mailbox that hangs for one recipient after the other keeps nobody behind them from his post.
+What was found out about the sender is stored with the mail and found again, not looked up anew, by later tickets of it.
 Limits: Forward is held until there is a way to send it on.
 """
 
@@ -28,7 +29,9 @@ from datetime import datetime, timedelta
 
 from gateway.errors import BlobDamaged, FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.attachments import TypedAttachment
-from gateway.inbound.decide import Decider, Decision, Postpone
+from gateway.inbound.authenticate import NOT_JUDGED, Authentication
+from gateway.inbound.confirm import doubt_of_answer
+from gateway.inbound.decide import Answer, Authenticate, Decider, Decision, Postpone, judge_nobody
 from gateway.inbound.faults import HEADER as FAULT
 from gateway.inbound.faults import Fault, Passes, fingerprint_of
 from gateway.inbound.intake import Blobs
@@ -36,6 +39,7 @@ from gateway.inbound.mailbox import Mailbox, Post
 from gateway.inbound.photos import photo_ticket
 from gateway.inbound.replay import RELEASE, REPLAY, WAITS_FOR_A_PERSON
 from gateway.inbound.router import Router
+from gateway.inbound.who import WhoMayWrite
 from gateway.mail.disposition import GAVE_UP, SAME_FAULT, Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.fingerprint import content_key
@@ -55,6 +59,7 @@ from gateway.store.posts import NewAttachment, NewPost
 _MAX_REASON = 500
 NoteWaiting = Callable[[Envelope, bytes, Telling], Awaitable[None]]
 Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
+Confirm = Callable[[str], Awaitable[str]]
 
 TURN_SECONDS = 240.0  # with the 60 s a mailbox has, far from the worker's deadline
 
@@ -74,6 +79,10 @@ class _Arrival:
 
 async def note_nothing(envelope: Envelope, octets: bytes, telling: Telling) -> None:
     """For a gateway without an outage ledger."""
+
+
+async def _confirm_nothing(confirmation_id: str) -> str:
+    return "nobody asks here"
 
 
 class _NoMail(PermanentFailure):
@@ -101,15 +110,22 @@ class Ingest:
         ladder: Ladder,
         log: MailLog,
         clock: Clock,
+        authenticate: Authenticate = judge_nobody,
+        who: WhoMayWrite | None = None,
+        confirm: Confirm = _confirm_nothing,
         judge: Judge = tell_nobody,
         note_waiting: NoteWaiting = note_nothing,
         jitter: Callable[[], float] = random.random,
         turn_seconds: float = TURN_SECONDS,
     ) -> None:
-        """`judge` says who may be told; `note_waiting` hears of mail that cannot be recorded while the store is away."""
+        """`judge` says who may be told; `note_waiting` hears of mail that cannot be recorded while the store is away.
+
+        `confirm` releases what a request was about and says so (`inbound.confirm`).
+        """
         self._jitter = jitter
         self._judge = judge
         self._note_waiting = note_waiting
+        self._confirm = confirm
         self._turn_seconds = turn_seconds
         self._mails = mails
         self._blobs = blobs
@@ -118,7 +134,15 @@ class Ingest:
         self._log = log
         self._clock = clock
         self._passes = Passes()
-        self.decider = Decider(cage=cage, router=router, mailboxes=mailboxes, clock=clock, threads=mails)
+        self.decider = Decider(
+            cage=cage,
+            router=router,
+            mailboxes=mailboxes,
+            clock=clock,
+            threads=mails,
+            authenticate=authenticate,
+            who=who,
+        )
 
     async def handle(self, ticket: Ticket) -> Done:
         """Works one ticket; see the module for what it raises."""
@@ -168,10 +192,12 @@ class Ingest:
         if not open_recipients:
             await self._publish_tickets([], arrival.envelope.mail_id)
             return Done()
-        read = await self.decider.read(arrival.octets)
-        telling = self._judge(arrival.envelope, arrival.octets, read.parsed.text)
+        known = Authentication.from_json(await self._mails.authentication(arrival.envelope.mail_id))
+        read = await self.decider.read(arrival.envelope, arrival.octets, known)
+        is_verified = read.authentication.verifies(arrival.envelope.mail_from)
+        telling = self._judge(arrival.envelope, arrival.octets, read.parsed.text, is_verified=is_verified)
         arrival = replace(arrival, telling=telling)
-        await self._record_received(arrival, subject=read.parsed.subject)
+        await self._record_received(arrival, subject=read.parsed.subject, authentication=read.authentication)
         tickets: list[Ticket] = []
         is_released = bool(ticket.headers.get(RELEASE))
         for done, rcpt_to in enumerate(open_recipients):
@@ -187,7 +213,9 @@ class Ingest:
         failpoint("ingest.acked.before")
         return Done()
 
-    async def _record_received(self, arrival: _Arrival, subject: str = "") -> None:
+    async def _record_received(
+        self, arrival: _Arrival, subject: str = "", authentication: Authentication = NOT_JUDGED
+    ) -> None:
         key = await asyncio.to_thread(content_key, arrival.octets) if arrival.octets else ""
         await self._mails.record_received(
             arrival.envelope,
@@ -196,6 +224,7 @@ class Ingest:
             sha256=arrival.sha256,
             subject=subject,
             content_key=key,
+            authentication=None if authentication == NOT_JUDGED else authentication.to_json(),
             telling=arrival.telling or self._judge(arrival.envelope, arrival.octets, ""),
         )
 
@@ -289,31 +318,45 @@ class Ingest:
         elif disposition is Disposition.FAILED:
             reply = Reply(code=554, enhanced_status="5.7.1", text=reason)
             await self._mails.record_failed(mail_id, rcpt_to, mailbox=mailbox, reason=reason, reply=reply)
+        elif isinstance(decision.outcome, Answer):
+            reason = await self._hear(arrival, decision.outcome)
+            await self._mails.record_discarded(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
         elif disposition is Disposition.DISCARDED:
             await self._mails.record_discarded(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
         else:
-            await self._mails.record_held(mail_id, rcpt_to, mailbox=mailbox, reason=reason)
+            held = {"mailbox": mailbox, "reason": reason, "person_id": decision.person_id}
+            await self._mails.record_held(mail_id, rcpt_to, **held)
         if disposition is not Disposition.HELD:
             self._passes.note(mail_id, self._clock())
         self._say(decision, mail_id, disposition, reason)
         return None
 
+    async def _hear(self, arrival: _Arrival, answer: Answer) -> str:
+        """Lets a yes take its effect; returns what became of the answer."""
+        if doubt := doubt_of_answer(arrival.envelope, arrival.octets, answer.text):
+            return f"no answer to our question: {doubt}"
+        return await self._confirm(answer.confirmation_id)
+
     async def _hold(self, mail_id: str, decision: Decision, reason: str) -> None:
-        await self._mails.record_held(mail_id, decision.rcpt_to, mailbox=decision.mailbox, reason=reason)
+        held = {"mailbox": decision.mailbox, "reason": reason, "person_id": decision.person_id}
+        await self._mails.record_held(mail_id, decision.rcpt_to, **held)
         self._say(decision, mail_id, Disposition.HELD, reason)
 
     async def _postpone(self, arrival: _Arrival, decision: Decision, postpone: Postpone) -> Ticket | None:
         """Records the wait; a crash before the ticket is published brings this ticket back, so nothing waits for ever."""
         mail_id, rcpt_to, now = arrival.envelope.mail_id, decision.rcpt_to, self._clock()
+        attempt = arrival.ticket.attempt + 1
+        if postpone.at_most is not None and attempt > postpone.at_most:
+            await self._hold(mail_id, decision, postpone.reason)
+            return None
         fault = Fault.after(arrival.ticket.headers, postpone.fingerprint, now)
-        if self._passes.make_hopeless(fault, mail_id):
+        if postpone.fingerprint and self._passes.make_hopeless(fault, mail_id):
             reason = f"{SAME_FAULT} {fault.times} times while other mails passed: {postpone.reason}"
             await self._hold(mail_id, decision, reason)
             self._log.mailbox_at_fault(
                 decision.mailbox, mail_id=mail_id, rcpt_to=rcpt_to, fingerprint=fault.fingerprint
             )
             return None
-        attempt = arrival.ticket.attempt + 1
         delay_seconds = self._ladder.delay_seconds(attempt, jitter=self._jitter())
         if delay_seconds is None:
             await self._hold(mail_id, decision, f"{GAVE_UP} {attempt} attempts: {postpone.reason}")

@@ -2,7 +2,7 @@
 
 As the SMTP door, with LHLO, and after the final dot one reply for each recipient accepted at RCPT, in that order, one named
 twice included.  All recipients of a mail are kept together or not at all, so the replies agree; each names the mail id.
-Limits: who connects is trusted no more than at the SMTP door: no XFORWARD yet.
+Who may open the UNIX socket may also say XFORWARD; in all else who connects is trusted no more than at the SMTP door.
 """
 
 from __future__ import annotations

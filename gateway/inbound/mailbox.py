@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Protocol
 
 from gateway.inbound.attachments import TypedAttachment
+from gateway.inbound.authenticate import NOT_JUDGED, Authentication
 from gateway.inbound.router import plus_of
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse.tree import ParsedMail
@@ -26,12 +27,13 @@ from gateway.mail.threads import ThreadClues
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedMail:
-    """A mail as a mailbox sees it: the envelope is fact, what was parsed is hearsay."""
+    """A mail as a mailbox sees it: the envelope is fact, what was parsed is hearsay, `authentication` is how far it is proven."""
 
     envelope: Envelope
     rcpt_to: str
     parsed: ParsedMail
     attachments: tuple[TypedAttachment, ...] = ()
+    authentication: Authentication = NOT_JUDGED
 
     @property
     def author(self) -> str:

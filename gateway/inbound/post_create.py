@@ -113,9 +113,9 @@ class PostDesk:
     async def _refuse(self, ticket: Ticket, status: str, problems: Sequence[Problem]) -> Done:
         text = "; ".join(map(str, problems))
         self._log.post_rejected(_claimed_id(ticket), problems=text)
+        await self._mails.record_post_rejected(_claimed_id(ticket), app=ticket.app, problems=problems)
         if not ticket.reply_to:
             raise PermanentFailure(f"{status}: {text}")
-        await self._mails.record_post_rejected(_claimed_id(ticket), app=ticket.app, problems=problems)
         await self._respond(ticket, _claimed_id(ticket), status, problems)
         return Done()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.errors import FaultOwner, PermanentFailure
 from gateway.mail.addresses import domain_to_ascii
@@ -20,16 +21,30 @@ from gateway.reply import Reply
 Refusal = Callable[[str, str], str]
 """(the mailbox's own address, rcpt_to) → why it is refused, '' to take it."""
 
+
+class Guard(Protocol):
+    """Knows what stands behind the + of addresses that only some may use (`inbound.who`); needs no database."""
+
+    def refusal(self, route: MailboxRoute, rcpt_to: str) -> str:
+        """Why a door refuses the recipient, '' to take it."""
+        ...
+
+    def is_answer(self, address: str, rcpt_to: str) -> bool:
+        """Whether it is where a request of ours to confirm is answered."""
+        ...
+
+
 POSTMASTER = "postmaster"
 _ROLES = frozenset({"postmaster", "abuse"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxRoute:
-    """An address pattern (`posts@example.org` or `*@example.org`) and the kind of mailbox it leads to."""
+    """An address pattern (`posts@example.org` or `*@example.org`), the kind of mailbox it leads to, and who may write there."""
 
     address: str
     kind: str
+    who: str = "anyone"
 
 
 class Router:
@@ -41,9 +56,14 @@ class Router:
         *,
         domains: Sequence[str],
         refusals: Mapping[str, Refusal] | None = None,
+        guard: Guard | None = None,
     ) -> None:
-        """Takes routes and what kinds refuse; raises ValueError for a pattern outside the domains or given twice."""
+        """Takes routes, what kinds refuse, and who guards addresses that not everybody may know.
+
+        Raises ValueError for a pattern outside the domains or given twice.
+        """
         self._refusals = dict(refusals or {})
+        self._guard = guard
         self._domains = {domain_to_ascii(domain) for domain in domains}
         self._routes: dict[tuple[str, str], MailboxRoute] = {}
         for route in mailboxes:
@@ -70,9 +90,19 @@ class Router:
             raise _refusal("5.1.1", f"{local}@{domain} is unknown here")
         return found
 
+    def patterns(self) -> list[tuple[str, str]]:
+        """All that leads somewhere, as (local part, domain in A-labels), plus parts aside; `*` is a backstop."""
+        roles = {(role, domain) for role in _ROLES for domain in self._domains}
+        return sorted(roles | set(self._routes))
+
     def accepts(self, rcpt_to: str) -> None:
         """Raises what `route` raises, or 5.1.1 for what the mailbox refuses; the question of the doors."""
         route = self.route(rcpt_to)
+        if self._guard:
+            if self._guard.is_answer(own_address(route, rcpt_to), rcpt_to):
+                return
+            if reason := self._guard.refusal(route, rcpt_to):
+                raise _refusal("5.1.1", reason)
         refusal = self._refusals.get(route.kind)
         if refusal and (reason := refusal(own_address(route, rcpt_to), rcpt_to)):
             raise _refusal("5.1.1", reason)

@@ -99,6 +99,16 @@ def domain_to_ascii(domain: str) -> str:
     return ascii_domain
 
 
+def domain_to_unicode(domain: str) -> str:
+    """Returns the domain as U-labels, as people write it; one that cannot be read so stays as it is."""
+    import idna
+
+    try:
+        return idna.decode(domain)
+    except idna.IDNAError:
+        return domain
+
+
 def needs_smtputf8(mailbox: str) -> bool:
     """Whether only a server with SMTPUTF8 can take this mailbox: a domain has an ASCII form, a local part has none."""
     return not mailbox.rpartition("@")[0].isascii()

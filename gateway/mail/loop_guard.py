@@ -3,7 +3,8 @@
 Asked once, when a mail is ingested; the answer is stored with the mail, so that who tells later reads nothing again.
 Pure: envelope and header octets in, words out.  Promises: the null sender, other machines, lists, bounces, ourselves and
 whatever cannot be read are never answered; in doubt nobody is told, and the mail is held where it would have been dropped.
-Limits: a sender is proven only by where he connects from: directly, from this host, and only while every door listens there.
+A sender is proven by his login, by his domain (`is_verified`), or by where he connects from: directly, from this host, and only
+while every door listens there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.mail.addresses import parse_mailbox
 from gateway.mail.envelope import Envelope
@@ -50,10 +52,13 @@ class Telling:
     subject: str = ""
 
 
-Judge = Callable[[Envelope, bytes, str], Telling]
+class Judge(Protocol):
+    """Says whether and how the sender of a mail is told; `is_verified`: its sender's domain vouches for it."""
+
+    def __call__(self, envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling: ...
 
 
-def tell_nobody(envelope: Envelope, octets: bytes, text: str = "") -> Telling:
+def tell_nobody(envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling:
     """For a gateway that sends no notices."""
     return Telling(untold="notices are off")
 
@@ -66,9 +71,11 @@ class LoopGuard:
     is_own_address: Callable[[str], bool]
     doors_are_local: bool
 
-    def judge(self, envelope: Envelope, octets: bytes, text: str = "") -> Telling:
+    def judge(self, envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling:
         """The verdict on a mail; `text` is its plain text where that is known, to guess its language by."""
-        untold = self.doubt_of_sender(envelope) or self.doubt_of_address(envelope.mail_from)
+        untold = ("" if is_verified or envelope.auth else self.doubt_of_sender(envelope)) or self.doubt_of_address(
+            envelope.mail_from
+        )
         if untold:
             return Telling(untold=untold)
         headers = read_headers(octets)

@@ -2,6 +2,7 @@
 
 A token is 42 letters and digits (RFC 4648 base32, lower case, because local parts lose their case on the way): the 16 octets
 of a UUID and 80 bits of HMAC-SHA256 over purpose and UUID.  The purpose binds it, so that one thing's token opens no other.
+A seal is shorter: any few octets and 64 bits of the same HMAC (`mail.secret_address`).
 Promises: every key given is good for reading, the first one signs (rotation: put a new one in front); comparison takes the
 same time whatever differs.  Limit: a token does not expire; the key it was signed with does, when it is taken away.
 """
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 KEY_BYTES = 32
 INVITATION = "invitation"
 _PROOF_BYTES = 10
+_SEAL_BYTES = 8
 _TOKEN = re.compile(r"[a-z2-7]{42}")
 
 
@@ -37,6 +39,21 @@ class Tokens:
         subject = uuid.UUID(identity).bytes
         octets = subject + _proof(self._keys[0], purpose, subject)
         return base64.b32encode(octets).decode().rstrip("=").lower()
+
+    def seal(self, purpose: str, octets: bytes) -> str:
+        """Any few octets (of a number that base32 needs no padding for, with the proof) as a shorter token."""
+        sealed = octets + _proof(self._keys[0], purpose, octets)[:_SEAL_BYTES]
+        return base64.b32encode(sealed).decode().lower()
+
+    def unseal(self, purpose: str, token: str, *, size: int) -> bytes | None:
+        """The `size` octets that we sealed for this purpose, None for a token that we did not."""
+        try:
+            sealed = base64.b32decode(token.upper())
+        except ValueError:
+            return None
+        octets, proof = sealed[:size], sealed[size:]
+        matches = [hmac.compare_digest(proof, _proof(key, purpose, octets)[:_SEAL_BYTES]) for key in self._keys]
+        return octets if any(matches) else None
 
     def read(self, purpose: str, token: str) -> str | None:
         """The UUID that we signed for this purpose, None for a token that we did not sign."""

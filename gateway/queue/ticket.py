@@ -15,12 +15,17 @@ MAIL_INBOUND = "mail.inbound"
 EMAIL_SEND = "email.send"
 EMAIL_SEND_URGENT = "email.send.urgent"
 EMAIL_SEND_BULK = "email.send.bulk"
+EMAIL_SEND_SERIAL = "email.send.serial"
+EMAIL_BROADCAST = "email.broadcast"
+EMAIL_CONTROL = "email.control"
 POST_CREATE = "post.create"
 PHOTO_RENDER = "photo.render"
 SUSPECT = "gateway.suspect"
 HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came from
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
+UNROUTABLE = "gateway.unroutable"  # commands whose key leads nowhere, on an engine with keys
+ROUTING_KEY = "routing_key"  # the header in which these have that key
 
 WORK_QUEUES = (MAIL_INBOUND, POST_CREATE, PHOTO_RENDER, EMAIL_SEND_URGENT, EMAIL_SEND, EMAIL_SEND_BULK)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}

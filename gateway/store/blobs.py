@@ -130,9 +130,7 @@ class FileBlobStore:
     def _put(self, octets: bytes) -> str:
         digest = digest_of(octets)
         path = self._path(digest)
-        if (
-            _size(path) == len(octets) and path.read_bytes() == octets and self._renewed(path)
-        ):  # a rotten one comes anew
+        if _holds(path, octets) and self._renewed(path):
             # Another process may have renamed it and not yet synced the folder: our promise needs that, too.
             _sync_folder(path.parent)
             return digest
@@ -244,6 +242,13 @@ def _old_in(folder: Path, before: float) -> list[str]:
     with os.scandir(folder) as found:
         names = [item.name for item in found if item.stat().st_mtime < before]
     return [digest for name in sorted(names) if _DIGEST.fullmatch(digest := f"sha256:{name}")]
+
+
+def _holds(path: Path, octets: bytes) -> bool:
+    """Whether these octets lie there; a rotten file, or one that the collector takes meanwhile, holds them not."""
+    with suppress(FileNotFoundError):
+        return _size(path) == len(octets) and path.read_bytes() == octets
+    return False
 
 
 def _size(path: Path) -> int | None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from gateway.mail.disposition import Disposition
+from gateway.mail.secret_address import redacted
 from gateway.store.database import Database
 from gateway.store.email_rows import rejected_line, reply_of
 from gateway.store.schema import as_json, attachments, deliveries, email_recipients, emails, mails, posts, rejections
@@ -278,7 +279,7 @@ def _fits(source: _Source, more: list[Any]) -> bool:
 
 
 def _mail_line(row: Row) -> dict[str, Any]:
-    return as_json({name: getattr(row, name) for name in (*_MAIL, *_DELIVERY)})
+    return as_json({name: getattr(row, name) for name in (*_MAIL, *_DELIVERY)}) | {"rcpt_to": redacted(row.rcpt_to)}
 
 
 def _post_line(row: Row) -> dict[str, Any]:

@@ -9,7 +9,7 @@ kept exactly as received (up to 256 KiB in a row, beyond that in the blob store)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,6 +22,7 @@ from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
 from gateway.mail.loop_guard import Telling
+from gateway.mail.secret_address import redacted
 from gateway.mail.threads import ThreadClues
 from gateway.reply import Reply
 from gateway.runtime import Clock
@@ -111,6 +112,7 @@ class Mails:
         *,
         subject: str = "",
         content_key: str = "",
+        authentication: Mapping[str, Any] | None = None,
         telling: Telling | None = None,
     ) -> bool:
         """Keeps a mail and a pending delivery per recipient; True when the mail was new.
@@ -119,7 +121,7 @@ class Mails:
         whether its sender may be told what becomes of it; without it nobody is.
 
         `octets_or_blob` is the octets, or the digest of the blob they are in.  A further ticket of the same mail adds its
-        recipients; a subject learnt later fills an empty one.
+        recipients; a subject learnt later fills an empty one, what was found out of the sender replaces what was.
         """
         content = octets_or_blob
         if isinstance(content, bytes) and len(content) > MAX_ROW_BYTES:
@@ -128,11 +130,17 @@ class Mails:
 
         def work(connection: sa.Connection, now: datetime) -> bool:
             facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now, "content_key": content_key}
+            facts |= {"authentication": dict(authentication)} if authentication else {}
             facts |= _telling_values(telling)
             is_new = _insert_mail(connection, envelope, facts, kept)
             added = _insert_deliveries(connection, envelope, now)
             if added:
-                data = {"mail_from": envelope.mail_from, "recipients": added, "size": size, "door": envelope.door}
+                data = {
+                    "mail_from": envelope.mail_from,
+                    "recipients": [redacted(item) for item in added],
+                    "size": size,
+                    "door": envelope.door,
+                }
                 fact = Fact(subject=envelope.mail_id, step="received", event="mail.received", data=data)
                 self._journal.note(connection, now, fact)
             return is_new
@@ -189,9 +197,12 @@ class Mails:
 
         await self._journal.record("post_rejected", work)
 
-    async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str) -> bool:
-        """The mail waits for a person; False where that (or something final) was recorded already."""
-        return await self._end(mail_id, rcpt_to, mailbox, Disposition.HELD, reason)
+    async def record_held(self, mail_id: str, rcpt_to: str, mailbox: str, reason: str, *, person_id: str = "") -> bool:
+        """The mail waits for a person; False where that (or something final) was recorded already.
+
+        `person_id`: who it claims to be from and is to be asked (`store.confirmations`).
+        """
+        return await self._end(mail_id, rcpt_to, mailbox, Disposition.HELD, reason, person_id=person_id)
 
     async def record_failed(
         self, mail_id: str, rcpt_to: str, mailbox: str, reason: str, reply: Reply | None = None
@@ -215,9 +226,12 @@ class Mails:
             if row.disposition not in _REOPENED:
                 return False
             values = {"disposition": Disposition.PENDING, "attempts": 0, "reason": ""}
+            values |= {"person_id": "", "confirmation_id": ""}
             _update(connection, row, now, **values, reply_code=None, reply_enhanced="", reply_text="")
             data = {"from": row.disposition, "reason": row.reason}
-            self._journal.note(connection, now, Fact(subject=mail_id, step="replayed", recipient=rcpt_to, data=data))
+            self._journal.note(
+                connection, now, Fact(subject=mail_id, step="replayed", recipient=redacted(rcpt_to), data=data)
+            )
             return True
 
         return await self._journal.record("mail_reopened", work)
@@ -242,7 +256,7 @@ class Mails:
             facts = {"reason": reason, "attempts": attempts, "next_attempt_at": next_attempt_at}
             kept = facts | {"mailbox": mailbox or row.mailbox} | _reply_values(reply)
             _update(connection, row, now, disposition=Disposition.PENDING, **kept)
-            fact = Fact(subject=mail_id, step="deferred", recipient=rcpt_to, data=as_json(facts))
+            fact = Fact(subject=mail_id, step="deferred", recipient=redacted(rcpt_to), data=as_json(facts))
             self._journal.note(connection, now, fact)
             told = Tidings(mail_id=mail_id, rcpt_to=rcpt_to, stage=Stage.DELAYED, facts={"again": attempts > 1})
             notice_plans.plan_delays(connection, self._journal, now, told, self._notice_delays)
@@ -264,6 +278,11 @@ class Mails:
         """The SHA-256 of the mail as received, None for an unknown mail."""
         query = sa.select(mails.c.sha256).where(mails.c.id == mail_id)
         return await self._database.read(lambda connection: connection.execute(query).scalar())
+
+    async def authentication(self, mail_id: str) -> dict[str, Any]:
+        """What was found out of the mail's sender, {} where nothing is known."""
+        query = sa.select(mails.c.authentication).where(mails.c.id == mail_id)
+        return await self._database.read(lambda connection: connection.execute(query).scalar()) or {}
 
     async def octets(self, mail_id: str) -> bytes | None:
         """The exact octets as received, None for an unknown mail."""
@@ -301,6 +320,10 @@ class Mails:
         return await self._database.read(
             lambda connection: posts.find_attachment(connection, attachment_id, rendition=rendition)
         )
+
+    async def post_refusal(self, post_id: str) -> dict[str, Any] | None:
+        """Why the request for this post failed, None where none is known."""
+        return await self._database.read(lambda connection: refused.post_refusal(connection, post_id))
 
     async def post_story(self, post_id: str) -> dict[str, Any] | None:
         """One post and its timeline, ready for JSON."""
@@ -342,18 +365,20 @@ class Mails:
         disposition: Disposition,
         reason: str,
         reply: Reply | None = None,
+        person_id: str = "",
     ) -> bool:
         def work(connection: sa.Connection, now: datetime) -> bool:
             row = _delivery(connection, mail_id, rcpt_to)
             if row.disposition.is_final or (row.disposition, row.reason) == (disposition, reason):
                 return False
-            _update(
-                connection, row, now, disposition=disposition, reason=reason, mailbox=mailbox, **_reply_values(reply)
-            )
+            ended = {"disposition": disposition, "reason": reason, "mailbox": mailbox, "person_id": person_id}
+            _update(connection, row, now, **ended, **_reply_values(reply))
             data = {"mailbox": mailbox, "reason": reason, "delivery_id": row.id} | (
                 {"reply": str(reply)} if reply else {}
             )
-            fact = Fact(subject=mail_id, step=disposition, recipient=rcpt_to, event=_EVENTS[disposition], data=data)
+            fact = Fact(
+                subject=mail_id, step=disposition, recipient=redacted(rcpt_to), event=_EVENTS[disposition], data=data
+            )
             self._journal.note(connection, now, fact)
             self._tell_sender(connection, now, row, disposition, reason)
             return True
@@ -378,7 +403,9 @@ class Mails:
         values = {"mailbox": mailbox, "post_id": post_id, "duplicate_of": mail_id, "reason": reason}
         _update(connection, row, now, disposition=Disposition.DUPLICATE, **values)
         data = {"mailbox": mailbox, "duplicate_of": mail_id, "post_id": post_id, "delivery_id": row.id}
-        fact = Fact(subject=row.mail_id, step="duplicate", recipient=row.rcpt_to, event="mail.duplicate", data=data)
+        fact = Fact(
+            subject=row.mail_id, step="duplicate", recipient=redacted(row.rcpt_to), event="mail.duplicate", data=data
+        )
         self._journal.note(connection, now, fact)
         return Delivered(disposition=Disposition.DUPLICATE, reason=reason, post_id=post_id, duplicate_of=str(mail_id))
 
@@ -395,7 +422,7 @@ class Mails:
     ) -> None:
         told = {"mailbox": mailbox, "post_id": post_id, "reason": reason, "delivery_id": row.id}
         delivered = Fact(
-            subject=row.mail_id, step="delivered", recipient=row.rcpt_to, event="mail.delivered", data=told
+            subject=row.mail_id, step="delivered", recipient=redacted(row.rcpt_to), event="mail.delivered", data=told
         )
         self._journal.note(connection, now, delivered)
         self._note_created(connection, now, post, post_id, mail_id=row.mail_id, rcpt_to=row.rcpt_to)
@@ -416,7 +443,7 @@ class Mails:
         rcpt_to: str = "",
     ) -> None:
         made = {"mailbox": post.mailbox, "kind": post.kind, "mail_id": mail_id, "attachments": len(post.attachments)}
-        created = Fact(subject=post_id, step="created", recipient=rcpt_to, event="post.created", data=made)
+        created = Fact(subject=post_id, step="created", recipient=redacted(rcpt_to), event="post.created", data=made)
         self._journal.note(connection, now, created)
 
 
@@ -431,10 +458,13 @@ def _insert_mail(
     is_new = bool(insert_absent(connection, mails, values))
     if is_new:
         connection.execute(sa.insert(mail_octets), kept | {"mail_id": envelope.mail_id})
-    elif facts["subject"]:
-        nameless = sa.and_(mails.c.id == envelope.mail_id, mails.c.subject == "")
-        connection.execute(sa.update(mails).where(nameless).values(subject=facts["subject"]))
-    return is_new
+        return True
+    this = mails.c.id == envelope.mail_id
+    if facts["subject"]:
+        connection.execute(sa.update(mails).where(this, mails.c.subject == "").values(subject=facts["subject"]))
+    if found := facts.get("authentication"):
+        connection.execute(sa.update(mails).where(this).values(authentication=found))
+    return False
 
 
 def _insert_deliveries(connection: sa.Connection, envelope: Envelope, now: datetime) -> list[str]:
@@ -513,5 +543,6 @@ def _story(connection: sa.Connection, mail_id: str) -> dict[str, Any] | None:
 
 
 def _told(row: sa.RowMapping) -> dict[str, Any]:
-    hidden = {"id", "mail_id", "position"}
-    return {key: value for key, value in as_json(row).items() if key not in hidden and value not in (None, "", 0)}
+    hidden = {"id", "mail_id", "position", "person_id"}
+    shown = {key: value for key, value in as_json(row).items() if key not in hidden and value not in (None, "", 0)}
+    return shown | {"rcpt_to": redacted(row["rcpt_to"])}

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from gateway.contract.events import EventType
 from gateway.mail.addresses import Address
 from gateway.mail.disposition import Disposition
+from gateway.mail.secret_address import redacted
 from gateway.store.database import insert_absent
 from gateway.store.journal import Fact, Journal
 from gateway.store.schema import as_json, mails, notices
@@ -163,5 +164,5 @@ def _row_of_mail(mail: Any, rcpt_to: str, *, reason: str, stage: str) -> dict[st
 
 def _note_untold(connection: sa.Connection, journal: Journal, now: datetime, tidings: Tidings, why: str) -> None:
     data = {"of": str(tidings.stage), "why": why}
-    fact = Fact(subject=tidings.mail_id, step="nobody_told", recipient=tidings.rcpt_to, data=data)
+    fact = Fact(subject=tidings.mail_id, step="nobody_told", recipient=redacted(tidings.rcpt_to), data=data)
     journal.note(connection, now, fact)

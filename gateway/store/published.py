@@ -8,10 +8,12 @@ Promise: a column once published keeps its name and meaning.  Migrations make th
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.store.schema import metadata
+from gateway.store import refused
+from gateway.store.schema import as_json, metadata
 
 _ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 
@@ -38,13 +40,35 @@ VIEWS = {
         " email_recipients.next_attempt_at, email_recipients.updated_at"
         " FROM emails JOIN email_recipients ON email_recipients.email_id = emails.id"
     ),
+    "published_refusals": "SELECT request_id AS id, app, reason, rejected_at FROM rejections",
 }
+_POSTS, _ATTACHMENTS, _REFUSALS = (
+    sa.table(name, *(sa.column(column) for column in columns.split()))
+    for name, columns in (
+        ("published_posts", "id mailbox author author_address title created_at text html app thread_id"),
+        ("published_attachments", "id post_id position filename content_type size sha256 inline caption refusal"),
+        ("published_refusals", "id reason rejected_at"),
+    )
+)
 
 
 def make_views(connection: sa.Connection) -> None:
     """Makes the views in a new database."""
     for name, select in VIEWS.items():
         connection.execute(sa.text(f"CREATE VIEW {name} AS {select}"))
+
+
+def post_or_refusal(connection: sa.Connection, post_id: str) -> dict[str, Any] | None:
+    """A stored post with its attachments, or why the request for it failed; None where neither is known.
+
+    Reads the views alone, so that an app's role may.
+    """
+    row = connection.execute(sa.select(_POSTS).where(_POSTS.c.id == post_id)).mappings().first()
+    if row is None:
+        return refused.post_refusal(connection, post_id, of=_REFUSALS)
+    query = sa.select(_ATTACHMENTS).where(_ATTACHMENTS.c.post_id == post_id).order_by(_ATTACHMENTS.c.position)
+    attachments = [as_json(item) for item in connection.execute(query).mappings()]
+    return {"id": post_id, "status": "stored"} | as_json(row) | {"attachments": attachments}
 
 
 def grant_statements(*, app_role: str, worker_role: str, schema: str = "public") -> list[str]:

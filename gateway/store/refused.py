@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -32,3 +33,13 @@ def insert_rejection(
     }
     hold_name(connection, "rejections", request_id)
     return told if insert_absent(connection, rejections, values) else None
+
+
+def post_refusal(
+    connection: sa.Connection, request_id: str, *, of: sa.TableClause = rejections
+) -> dict[str, Any] | None:
+    """Why the last request under this id failed, for who asks for the post it would have made; `of` may be the view."""
+    key = of.c["id" if of is not rejections else "request_id"]
+    query = sa.select(of.c.reason).where(key == request_id)
+    reason = connection.execute(query.order_by(of.c.rejected_at.desc()).limit(1)).scalar()
+    return None if reason is None else {"id": request_id, "status": "failed", "reason": reason}

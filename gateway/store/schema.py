@@ -141,6 +141,7 @@ mails = sa.Table(
     _text("untold"),
     _text("language"),
     _text("message_id"),
+    sa.Column("authentication", Json, nullable=False, server_default="{}"),
     sa.Index(None, "received_at", "id"),
     sa.Index(None, "content_key"),
 )
@@ -170,8 +171,36 @@ deliveries = sa.Table(
     sa.Column("next_attempt_at", UtcDateTime),
     *_reply(),
     sa.Column("updated_at", UtcDateTime, nullable=False),
+    _text("person_id"),
+    _text("confirmation_id"),
     sa.UniqueConstraint("mail_id", "rcpt_to"),
     sa.Index(None, "disposition", "next_attempt_at"),
+    sa.Index(None, "confirmation_id"),
+)
+
+people = sa.Table(
+    "people",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("address", Text, nullable=False),
+    sa.Column("address_key", Text, nullable=False, unique=True),
+    _text("name"),
+    sa.Column("handle", Text, nullable=False, unique=True),
+    sa.Column("added_at", UtcDateTime, nullable=False),
+)
+
+confirmations = sa.Table(
+    "confirmations",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("person_id", Text, nullable=False),
+    sa.Column("state", Text, nullable=False),
+    sa.Column("opened_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("asked_at", UtcDateTime),
+    sa.Column("closed_at", UtcDateTime),
+    sa.Index(None, "person_id", "state"),
+    sa.Index(None, "state", "expires_at"),
 )
 
 posts = sa.Table(

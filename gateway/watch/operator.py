@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import PermanentFailure
 from gateway.inbound.replay import is_replayable, replay_tickets
 from gateway.mail.disposition import Disposition
+from gateway.mail.secret_address import redacted
 from gateway.outbound.retry_ticket import ticket_id_of
 from gateway.queue.ticket import MAIL_INBOUND, STREAM_QUEUES, fresh_queue
 
@@ -120,7 +121,7 @@ class Operator:
         return [
             {
                 "id": mail_id,
-                "rcpt_to": row.rcpt_to,
+                "rcpt_to": redacted(row.rcpt_to),
                 "disposition": str(row.disposition),
                 "action": "replayed" if is_replayable(row) else "left alone",
             }

@@ -48,7 +48,7 @@ Header = tuple[bytes, bytes]
 MAX_HEADERS = 100
 LOOK_AGAIN_SECONDS = 5.0
 _PROBES = frozenset({"/healthz", "/readyz"})
-_FOR_STRANGERS = ("/login", "/invitation/", "/static/", "/status/")
+_FOR_STRANGERS = ("/login", "/invitation/", "/static/", "/status/", "/confirm/")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _UNKNOWN = (b"www-authenticate", b'Bearer realm="gateway"')
 _ALWAYS: tuple[Header, ...] = (

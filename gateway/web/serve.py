@@ -81,7 +81,7 @@ class PatientProtocol(H11Protocol):
     def _has_too_many(self) -> bool:
         address = self.client[0] if self.client else None
         clients = (getattr(other, "client", None) for other in self.connections)
-        return sum(client is not None and client[0] == address for client in clients) > self.max_per_client
+        return sum(1 for client in clients if client and client[0] == address) > self.max_per_client
 
     def _watch_reader(self) -> None:
         left = self.transport.get_write_buffer_size()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from gateway.queue.broker import Broker
+from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.sqlite import SqliteBroker
 
 OpenBroker = Callable[[], Awaitable[Broker]]
-ENGINES = ["sqlite"]
+ENGINES = ["sqlite", "rabbitmq"]
 
 
 @pytest.fixture(params=ENGINES)
@@ -23,7 +24,12 @@ async def open_broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         async def open_sqlite() -> Broker:
             return await stack.enter_async_context(SqliteBroker(tmp_path / "queue.db", reap_seconds=0.02))
 
-        yield {"sqlite": open_sqlite}[request.param]
+        async def open_rabbitmq() -> Broker:
+            return await stack.enter_async_context(RabbitmqBroker([url], is_house=True))
+
+        if request.param == "rabbitmq":
+            url = request.getfixturevalue("amqp_url")
+        yield {"sqlite": open_sqlite, "rabbitmq": open_rabbitmq}[request.param]
 
 
 @pytest.fixture

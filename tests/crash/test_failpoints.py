@@ -21,7 +21,7 @@ from gateway.client import Client
 
 POSTERS = 3
 SENDERS = 3
-SETTLE_SECONDS = 60
+SETTLE_SECONDS = 240
 OPEN = {"pending", "sending", "delayed", "unknown"}
 
 INBOUND = (

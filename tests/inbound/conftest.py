@@ -21,6 +21,7 @@ from gateway.inbound.mailboxes.postmaster import Postmaster
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.router import MailboxRoute, Router
 from gateway.inbound.smtp_door import SmtpDoor
+from gateway.inbound.xforward import TrustedHosts
 from gateway.mail.loop_guard import Judge, Telling
 from gateway.maillog import MailLog
 from gateway.queue.ladder import Ladder
@@ -56,7 +57,7 @@ class House:
     database: Database | None = None
     ingest: Ingest | None = None
     store_url: str = ""
-    judge: Judge = lambda envelope, octets, text: Telling()  # everybody may be told
+    judge: Judge = lambda envelope, octets, text="", *, is_verified=False: Telling()  # everybody may be told
 
     @property
     def lists(self) -> Lists:
@@ -68,12 +69,19 @@ class House:
         return Intake(self.router, kept.pop("broker", self.broker), kept.pop("blobs", self.blobs), **kept)
 
     async def open_door(
-        self, kind: type[Door] = SmtpDoor, *, listen: str = "127.0.0.1:0", intake: Intake | None = None, **limits: Any
+        self,
+        kind: type[Door] = SmtpDoor,
+        *,
+        listen: str = "127.0.0.1:0",
+        intake: Intake | None = None,
+        trusted_hosts: TrustedHosts | None = None,
+        **limits: Any,
     ) -> Door:
         """Starts a door, on a port of the system's choice where `listen` says nothing else; closed with the house."""
         wanted = DoorLimits(**{"drain_seconds": 2.0} | limits)
         chosen = intake or self.intake(limits=IntakeLimits(mail_bytes=wanted.mail_bytes))
-        door = kind(chosen, listen=listen, hostname="mx.localhost", limits=wanted, log=self.log)
+        place: dict[str, Any] = {"listen": listen, "hostname": "mx.localhost", "trusted_hosts": trusted_hosts}
+        door = kind(chosen, limits=wanted, log=self.log, **place)
         await door.start()
         self.stack.push_async_callback(door.close)
         return door

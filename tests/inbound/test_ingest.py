@@ -314,7 +314,7 @@ async def test_a_store_that_is_down_is_not_blamed_on_the_mail(house: House) -> N
 
 async def test_deciding_writes_nothing(house: House) -> None:
     ingest = await house.open_ingest()
-    read = await ingest.decider.read(octets_of(mail("dry run")))
+    read = await ingest.decider.read(envelope(), octets_of(mail("dry run")))
     decision = await ingest.decider.decide(envelope(), read, "posts@localhost")
     assert decision.mailbox == "posts"
     assert getattr(decision.outcome, "title", "") == "dry run"

@@ -18,7 +18,7 @@ from gateway.mail.loop_guard import LoopGuard, header_octets, read_headers
 
 HOSTILE_MAILS = 100_000
 HONEST = b"From: Ann <ann@example.org>\r\nSubject: Our garden\r\nMessage-ID: <1@example.org>\r\n\r\nHello\r\n"
-OURS = f"<{new_id()}@{HOSTNAME}>"
+OURS = f"<0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b12@{HOSTNAME}>"
 
 HOSTILE_HEADERS = (
     "Auto-Submitted: auto-generated",
@@ -46,7 +46,7 @@ HOSTILE_HEADERS = (
     "Content-Type: multipart/report; report-type=delivery-status; boundary=x",
     "content-type: Message/Delivery-Status",
     f"Message-ID: {OURS}",
-    f"X-Gateway-Notice: {new_id()}",
+    "X-Gateway-Notice: 0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b11",
 )
 HOSTILE_SENDERS = (
     "",
@@ -210,3 +210,12 @@ def test_the_headers_know_better_than_the_text() -> None:
     assert language_of("de-AT", "fr", "the and of to is") == "de"
     assert language_of("", "fr;q=0.5, uk;q=0.9, *;q=0.1", "the and of to is") == "uk"
     assert language_of("x" * 10_000, "q=;;=,", "") == ""
+
+
+def test_a_login_and_a_domain_that_vouches_prove_a_sender_wherever_he_connects_from() -> None:
+    far = replace(envelope(), client="203.0.113.9")
+    octets = b"Subject: x\r\n\r\nx\r\n"
+    assert "not verified" in GUARD.judge(far, octets).untold
+    assert GUARD.judge(far, octets, is_verified=True).untold == ""
+    assert GUARD.judge(replace(far, auth="ann"), octets).untold == ""
+    assert "null sender" in GUARD.judge(replace(far, mail_from=""), octets, is_verified=True).untold

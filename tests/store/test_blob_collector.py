@@ -29,6 +29,7 @@ LARGE = os.urandom(300 * 1024)
 # Columns of digests that name no blob by themselves: the octets' own name, and the names of what is kept in the table.
 NAMES_NO_BLOB = {("mails", "sha256"), ("blobs", "digest"), ("mails", "content_key"), ("posts", "content_hash")}
 NAMES_NO_BLOB |= {("emails", "content_hash"), ("rejections", "fingerprint")}
+NAMES_NO_BLOB |= {("users", "password_hash"), ("api_keys", "secret_hash"), ("sessions", "token_hash")}
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -51,8 +50,8 @@ async def test_the_house_is_open_until_somebody_has_a_name_and_again_when_nobody
     assert (await access.look()).is_open
 
 
-async def test_another_process_sees_it_closed_at_once(access: Access, tmp_path: Path, clock) -> None:
-    other = await open_database(f"sqlite:///{tmp_path}/store.db")
+async def test_another_process_sees_it_closed_at_once(access: Access, database_url: str, clock) -> None:
+    other = await open_database(database_url)
     try:
         assert (await Access(other, clock=clock).look()).is_open
         await access.add_user("ann", "kept")

@@ -19,6 +19,7 @@ from gateway.app.making import Store, our_names
 from gateway.app.parts import Parts
 from gateway.app.web import _login, api_parts
 from gateway.maillog import MailLog
+from gateway.pending import open_pending
 from gateway.queue.broker import Broker
 from gateway.runtime import Stop
 from gateway.settings import Settings
@@ -119,7 +120,9 @@ async def open_web_house(
     async with AsyncExitStack() as stack:
         store, broker = await parts.store(stack), await parts.queue(stack)
         streams, login = EventStreams(store.database, heartbeat_seconds=1), _login(parts, store)
-        api = create_api(replace(api_parts(parts, store, broker, streams), **changes or {}), login_routes(login))
+        api = create_api(
+            replace(api_parts(parts, store, broker, streams, open_pending()), **changes or {}), login_routes(login)
+        )
         chosen = limits or BodyLimits(by_path={"/v1/blobs": settings.limits.mail_bytes})
         guard = Guard(api, Credentials(store.access), ours=our_names(settings), limits=chosen)
         peers: list[str] = []

@@ -168,7 +168,7 @@ async def test_attachments_run_nowhere(
     assert answer.headers["content-type"] == content_type
     assert answer.headers["content-disposition"] == f'{kind}; filename="a.png"'
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'; sandbox"
     assert "x-evil" not in answer.headers
 
 
@@ -207,8 +207,8 @@ async def test_a_held_mail_is_released_once(house: WebHouse, http: httpx.AsyncCl
 
 
 async def test_metrics_are_told_where_somebody_keeps_them(tmp_path: Path) -> None:
-    async def metrics() -> bytes:
-        return b"gateway_up 1\n"
+    def metrics() -> tuple[bytes, str]:
+        return b"gateway_up 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
     async with open_web_house(tmp_path, changes={"metrics": metrics}) as house, house.http() as http:
         answer = await http.get("/metrics")

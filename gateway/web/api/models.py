@@ -234,6 +234,35 @@ class PostStory(BaseModel):
     timeline: list[Step]
 
 
+class PendingAttachment(BaseModel):
+    """An attachment of a post on its way."""
+
+    filename: str
+    content_type: str
+    inline: bool
+
+
+class PendingPost(BaseModel):
+    """A post that was queued a moment ago and is not recorded yet, in the app's own words."""
+
+    id: str
+    status: Literal["pending"]
+    mailbox: str
+    author: str
+    title: str
+    text: str
+    created_at: datetime | None
+    attachments: list[PendingAttachment]
+
+
+class FailedPost(BaseModel):
+    """A request that will never be a post, and why."""
+
+    id: str
+    status: Literal["failed"]
+    reason: str
+
+
 class PostLine(BaseModel):
     """One post."""
 

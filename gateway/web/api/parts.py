@@ -16,6 +16,7 @@ from gateway.contract.post_create import CreatePost
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.ids import canonical_uuid
 from gateway.maillog import MailLog
+from gateway.pending import PendingPosts
 from gateway.store.lists import ListKind, Page
 from gateway.web.asking import ApiKey, Asker, User, require
 
@@ -55,6 +56,7 @@ class ApiParts:
     streams: EventStreams
     readiness: Callable[[], Awaitable[list[str]]]
     metrics: Callable[[], tuple[bytes, str]] | None
+    pending: PendingPosts
     log: MailLog
 
 

@@ -17,6 +17,7 @@ from gateway.web.api.parts import READER, SENDER, ApiParts, app_of, body_of, kno
 from gateway.web.api.problems import RETRY_SECONDS, problem, told_as
 from gateway.web.asking import Asker
 
+_STORY = models.PostStory | models.PendingPost | models.FailedPost
 _EXAMPLE = {"author": "Ann", "title": "Hello", "text": "from the app"}
 
 
@@ -49,15 +50,15 @@ def post_routes(parts: ApiParts) -> APIRouter:
         """Lists posts, the newest first."""
         return await listed(parts, "posts", filters, page)
 
-    @routes.get("/{post_id}", response_model=models.PostStory, responses=told_as(404, 422), dependencies=[READER])
+    @routes.get("/{post_id}", response_model=_STORY, responses=told_as(404, 422), dependencies=[READER])
     async def get_post(post_id: str) -> Response:
-        """Tells one post with its attachments, thread and timeline."""
-        found = await parts.mails.post_story(known_id(post_id))
-        return (
-            JSONResponse(found)
-            if found is not None
-            else problem(404, "no such post (yet)", headers={"Retry-After": "1"})
-        )
+        """Tells one post with its attachments, thread and timeline; one on its way, or why its request failed."""
+        known = known_id(post_id)
+        found = await parts.mails.post_story(known) or await parts.mails.post_refusal(known)
+        found = found or await parts.pending.recall(known)
+        if found is None:
+            return problem(404, "no such post (yet)", headers={"Retry-After": "1"})
+        return JSONResponse(found)
 
     return routes
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gateway.web.login import FormView
-from gateway.web.pages import captured, emails, mails, overview, posts, status, waiting
+from gateway.web.pages import captured, confirm, emails, mails, overview, posts, status, waiting
 from gateway.web.pages.desk import Desk, page_route
 from gateway.web.pages.faults import NoSuchPage, answer_people, show_refusal
 from gateway.web.pages.view import View, static_files, static_response
@@ -32,7 +32,7 @@ def create_pages(desk: Desk) -> APIRouter:
             raise NoSuchPage("there is no such file")
         return static_response(*files[path])
 
-    for subject in (overview, mails, emails, posts, captured, waiting, status):
+    for subject in (overview, mails, emails, posts, captured, waiting, status, confirm):
         subject.add_routes(router, desk)
     return router
 

@@ -36,6 +36,7 @@ from gateway.web.pages.reading import Reader
 from gateway.web.pages.view import View
 
 if TYPE_CHECKING:
+    from gateway.inbound.confirm import ConfirmDesk
     from gateway.mail.links import StatusLinks
     from gateway.outbound.captured import CapturedFolder
     from gateway.outbound.relay import PausedRelay
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from gateway.store.mails import Mails
     from gateway.watch.operator import Operator
 
-FOR_STRANGERS = ("/static/", "/status/")  # the guard lets anybody ask for these
+FOR_STRANGERS = ("/static/", "/status/", "/confirm/")  # the guard lets anybody ask for these
 SAID = {
     "released": ("good", "Released: it goes its way again."),
     "discarded": ("good", "Discarded. Its octets stay here to be read."),
@@ -99,6 +100,7 @@ class Desk:
     paused: Callable[[], Sequence[PausedRelay]] | None
     operator: Callable[[str], Operator]
     reply_address: Callable[[str, str], str]
+    confirming: ConfirmDesk
 
     async def show(self, request: Request, name: str, values: Mapping[str, Any], *, room: str = "") -> Response:
         """A page within the frame all pages share."""

@@ -1,0 +1,118 @@
+"""The authenticator: judges one mail by everything the package knows; see the package for what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gateway.inbound.authenticate.dmarc import Identifier, PublicSuffixes, judge
+from gateway.inbound.authenticate.header import Header, Unreadable, read_header
+from gateway.inbound.authenticate.own_mta import DOORS, junk_verdict, read_results, topmost_results
+from gateway.inbound.authenticate.resolver import Budget, Resolver
+from gateway.inbound.authenticate.result import Authentication, Result
+from gateway.inbound.authenticate.signatures import check_signatures
+from gateway.inbound.authenticate.spf import check_helo, check_mail_from
+from gateway.mail.envelope import Envelope
+from gateway.mail.parse import Cage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedMta:
+    """Our own mail server: the name it signs its results with ('' for none), and the fields it marks junk by."""
+
+    authserv_id: str = ""
+    junk_fields: Sequence[str] = ()
+
+
+class Authenticator:
+    """One for all workers of a process."""
+
+    def __init__(self, resolver: Resolver, cage: Cage, *, trusted: TrustedMta | None = None) -> None:
+        self._resolver = resolver
+        self._cage = cage
+        self._trusted = trusted or TrustedMta()
+        self._suffixes = PublicSuffixes()
+
+    async def authenticate(self, envelope: Envelope, octets: bytes) -> Authentication:
+        """Judges one mail; raises only TransientFailure, where no child of the cage starts."""
+        try:
+            header = read_header(octets)
+        except Unreadable as why:
+            return Authentication(verdict=Result.FAIL, reason=str(why))
+        found = await self._judged(envelope, octets, header)
+        return replace(found, junk=junk_verdict(header, self._trusted.junk_fields))
+
+    async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
+        author, doubt = _author(header)
+        budget = Budget(self._resolver)
+        found = self._told_by_mta(envelope, header)
+        if found is None:
+            found = await self._looked_up(envelope, octets, header, budget, author)
+        if doubt:
+            return replace(found, verdict=Result.FAIL, reason=doubt)
+        await asyncio.to_thread(self._suffixes.warm)
+        return await self._verdict(found, author, budget)
+
+    def _told_by_mta(self, envelope: Envelope, header: Header) -> Authentication | None:
+        if not self._trusted.authserv_id or envelope.door not in DOORS:
+            return None
+        field = topmost_results(header, self._trusted.authserv_id)
+        return None if field is None else read_results(field, envelope)
+
+    async def _looked_up(
+        self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str
+    ) -> Authentication:
+        client, helo = envelope.client, envelope.helo
+        spf, helo_check, (dkim, arc) = await asyncio.gather(
+            check_mail_from(client, envelope.mail_from, helo, budget.ask),
+            check_helo(client, helo, budget.ask),
+            check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author)),
+        )
+        return Authentication(source="own", spf=spf, helo=helo_check, dkim=dkim, arc=arc)
+
+    async def _verdict(self, found: Authentication, author: str, budget: Budget) -> Authentication:
+        """SPF of HELO is left out: it says who runs the host, not who wrote the mail."""
+        domain = _domain(author)
+        found = replace(found, author=author)
+        if found.dmarc.result is not Result.NONE:
+            return _by_word_of_mta(found, domain)
+        identifiers = [Identifier(item.domain, "dkim", item.result) for item in found.dkim if item.domain]
+        identifiers += [Identifier(found.spf.domain, "spf", found.spf.result)] if found.spf.domain else []
+        if not any(item.result in (Result.PASS, Result.TEMPERROR) for item in identifiers):
+            # Whatever the domain says of itself cannot change that, so that it is not asked.
+            reason = f"neither a signature nor the sending host vouches for {domain}"
+            return replace(found, verdict=Result.FAIL, reason=reason)
+        judged = await judge(domain, identifiers, budget.ask, self._suffixes)
+        return replace(
+            found,
+            verdict=judged.verdict,
+            reason=judged.reason,
+            aligned_domain=judged.aligned_domain,
+            aligned_by=judged.aligned_by,
+            dmarc=judged.dmarc,
+        )
+
+
+def _by_word_of_mta(found: Authentication, domain: str) -> Authentication:
+    """Our mail server looked at DMARC itself: that is the verdict, if it is about this domain."""
+    told = found.dmarc
+    if told.result is Result.PASS and told.domain == domain:
+        return replace(found, verdict=Result.PASS, reason="", aligned_domain=domain, aligned_by="dmarc")
+    return replace(
+        found,
+        verdict=Result.FAIL,
+        reason=f"our mail server found dmarc={told.result} for {told.domain or 'no domain'}",
+    )
+
+
+def _author(header: Header) -> tuple[str, str]:
+    """The author's address, or why it is not known."""
+    try:
+        return header.author(), ""
+    except Unreadable as why:
+        return "", str(why)
+
+
+def _domain(address: str) -> str:
+    return address.rpartition("@")[2]

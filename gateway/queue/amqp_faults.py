@@ -1,0 +1,56 @@
+"""What the AMQP library raises, told as ours; and channels, opened in time or not at all.
+
+The library waits without end for a channel while the broker blocks the connection, and says RuntimeError of a lost one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+
+from gateway.errors import QueueUnavailable
+
+RPC_SECONDS = 10.0
+
+
+@contextmanager
+def faults_told(what: str) -> Iterator[None]:
+    """Turns what the library raises into QueueUnavailable; a cancellation that is not ours is a closed connection."""
+    try:
+        yield
+    except (*CONNECTION_EXCEPTIONS, EOFError) as error:
+        raise QueueUnavailable(f"{what}: {said(error)}") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise QueueUnavailable(f"{what}: the connection was closed") from error
+
+
+def said(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+async def open_channel(connection: AbstractConnection, *, confirms: bool = False) -> AbstractChannel:
+    """A channel of the connection; with `confirms` one to publish on, where a returned message is an error."""
+    async with asyncio.timeout(RPC_SECONDS):
+        return await connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+
+
+async def is_blocked(connection: AbstractConnection) -> bool:
+    """Whether the broker has told us that it takes nothing from us for now (memory or disk alarm)."""
+    transport = connection.transport
+    if transport is None:
+        return False
+    try:
+        async with asyncio.timeout(0):  # ready() waits only while the connection is blocked
+            await transport.ready()
+    except TimeoutError:
+        return True
+    return False
