@@ -7,6 +7,8 @@ from pathlib import Path
 from lodge import Lodge
 from playwright.sync_api import Browser, expect
 
+IS_CONNECTED = "document.querySelector('[data-htmx-powered]')?._htmx?.sse?.status === 200"
+
 
 def test_who_lost_the_right_to_look_is_led_to_the_login_and_does_not_hammer_it(
     browser: Browser, tmp_path: Path
@@ -16,7 +18,7 @@ def test_who_lost_the_right_to_look_is_led_to_the_login_and_does_not_hammer_it(
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url.removeprefix(lodge.url)))
         page.goto(f"{lodge.url}/queues")
-        page.wait_for_function("document.querySelector('[aria-label=Queues]')?._htmx?.sse?.status === 200")
+        lodge.until(lambda: page.evaluate(IS_CONNECTED), "the numbers move")
         lodge.with_store(lambda store: store.access.add_key("shop", ["send"]))
         page.wait_for_url("**/login?next=*", timeout=60_000)
         assert len([path for path in asked if path.startswith("/login")]) == 1
@@ -27,7 +29,7 @@ def test_a_broken_line_is_said_on_the_page(browser: Browser, tmp_path: Path) -> 
     with Lodge(tmp_path / "lodge").running() as lodge:
         page = browser.new_page()
         page.goto(lodge.url)
-        page.wait_for_function("document.querySelector('#live')?._htmx?.sse?.status === 200")
+        lodge.until(lambda: page.evaluate(IS_CONNECTED), "the numbers move")
         still = page.get_by_text("these numbers stand still")
         expect(still).to_be_hidden()
     expect(still).to_be_visible(timeout=60_000)

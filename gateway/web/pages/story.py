@@ -27,6 +27,8 @@ _MAIL: dict[str, _Words] = {
     "retry_asked": ("plain", "{by} put the dead letter back into its queue."),
     "drop_asked": ("plain", "{by} threw the dead letter away."),
     "notice_sent": ("plain", "{to} was told of it by mail."),
+    "confirmation_asked": ("plain", "Its sender was asked whether it is really from him."),
+    "unconfirmed": ("plain", "Nobody said in time that it is really from him."),
     "nobody_told": ("plain", "Nobody was told of it by mail."),
 }
 _EMAIL: dict[str, _Words] = {
