@@ -63,6 +63,7 @@ class EmailStory(BaseModel):
     message_id: str
     return_path: str
     reply_to: str
+    notify: list[str] | None = Field(default=None, description="who is told by mail what becomes of it")
     accepted_at: datetime
     send_at: datetime | None
     expires_at: datetime
