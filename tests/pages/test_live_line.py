@@ -5,9 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from lodge import Lodge
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 IS_CONNECTED = "document.querySelector('[data-htmx-powered]')?._htmx?.sse?.status === 200"
+
+
+def test_numbers_move_also_when_a_script_comes_late(browser: Browser, tmp_path: Path) -> None:
+    """htmx begins by itself: not before the part is there that it needs."""
+    with Lodge(tmp_path / "lodge").running() as lodge:
+        page = browser.new_page()
+
+        def late(route: Route) -> None:
+            page.wait_for_timeout(1_000)
+            route.continue_()
+
+        page.route("**/hx-sse.min.js*", late)
+        page.goto(lodge.url)
+        lodge.until(lambda: page.evaluate(IS_CONNECTED), "the numbers move")
+        page.close()
 
 
 def test_who_lost_the_right_to_look_is_led_to_the_login_and_does_not_hammer_it(
