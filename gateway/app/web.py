@@ -41,7 +41,7 @@ async def open_web(parts: Parts, stack: AsyncExitStack) -> Web:
     from gateway.web.credentials import Credentials
     from gateway.web.guard import BodyLimits, Guard
     from gateway.web.login import login_routes
-    from gateway.web.pages import answer_people, create_pages, show_form
+    from gateway.web.pages import answer_people, create_pages, show_form, show_refusal
 
     settings, store, broker = parts.settings, await parts.store(stack), await parts.queue(stack)
     streams, desk = EventStreams(store.database), await build_desk(parts, stack)
@@ -51,7 +51,8 @@ async def open_web(parts: Parts, stack: AsyncExitStack) -> Web:
     api = create_api(api_parts(parts, store, broker, streams, pending), login, create_pages(desk))
     answer_people(api, desk.view)
     limits = BodyLimits(by_path={"/v1/blobs": settings.limits.mail_bytes})
-    guard = Guard(api, Credentials(store.access), ours=our_names(settings), limits=limits)
+    show = show_refusal(desk.view)
+    guard = Guard(api, Credentials(store.access), ours=our_names(settings), limits=limits, show=show)
 
     def close() -> None:
         streams.close()

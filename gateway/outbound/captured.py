@@ -3,6 +3,7 @@
 A list reads each mail's envelope (the `.json` beside it) and the beginning of its header; the mail itself is read when it is
 asked for.  Names come from requests, so only names that `capture` makes are looked for, and no symlink is followed.
 Promises: a file that is broken, half there or huge is listed with what is known of it and troubles no other.
+A search looks at so many and stops: its page may have few mails, even none, and still say where to go on.
 Limit: what is larger than `MAX_READ_BYTES` is listed and not read.
 """
 
@@ -22,6 +23,7 @@ from gateway.mail.parse.headers import decode_text
 from gateway.mail.parse.structure import split_header
 
 MAX_READ_BYTES = 64 * 1024 * 1024
+SEARCHED_AT_ONCE = 2_000
 _NAME = re.compile(r"(\d{8}T\d{6}\d{6})-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ENVELOPE_BYTES = 64 * 1024
 _HEAD_BYTES = 32 * 1024
@@ -72,12 +74,11 @@ class CapturedFolder:
 
     def _page(self, limit: int, before: str, matching: str) -> tuple[list[CapturedMail], str | None]:
         found: list[CapturedMail] = []
-        for name in self._names():
-            if before and name >= before:
-                continue
-            if len(found) == limit:
-                return found, found[-1].name
-            mail = self._look(name)
+        last = ""
+        for looked, name in enumerate(name for name in self._names() if not before or name < before):
+            if len(found) == limit or looked == SEARCHED_AT_ONCE:
+                return found, last
+            mail, last = self._look(name), name
             if mail is not None and matching in f"{mail.subject} {mail.recipient} {mail.mail_from}".casefold():
                 found.append(mail)
         return found, None

@@ -16,7 +16,7 @@ import heapq
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -35,6 +35,7 @@ MAX_WORDS = 8
 SLICE = 5_000
 SEARCHED_AT_ONCE = 50_000
 _MOST_BEGINNING = 1_000
+_MOST_POSITIONS = 2**31
 _MANY = (Disposition.RELAYED, Disposition.DELIVERED)
 
 
@@ -264,13 +265,16 @@ def _read_cursor(kind: ListKind, text: str) -> Key:
         at = datetime.fromisoformat(moment)
         if at.tzinfo is None or not any(_fits(source, more) for source in _SOURCES[kind]):
             raise ValueError
-    except (ValueError, TypeError, RecursionError):
+        at = at.astimezone(UTC)
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise ValueError("this is no cursor of this list") from None
     return (at, *more)
 
 
 def _fits(source: _Source, more: list[Any]) -> bool:
     kinds: list[type] = [int if isinstance(column.type, sa.Integer) else str for column in source.order[1:]]
+    if any(isinstance(value, int) and not 0 <= value < _MOST_POSITIONS for value in more):
+        return False
     return [type(value) for value in more] in (kinds, [str])  # a search that stopped names no line, only a subject
 
 

@@ -38,7 +38,9 @@ class OutboxReader:
 
     async def begin(self, after: int | None) -> None:
         def work(connection: sa.Connection) -> tuple[int, list[int]]:
-            last = _last_number(connection) if after is None else after
+            last = _last_number(connection)
+            if after is not None:  # a number from before the store began anew would be waited for in vain
+                last = min(after, last)
             return last, _numbers_behind(connection, last - _OVERLAP, limit=_OVERLAP)
 
         self._last, known = await self._database.read(work)

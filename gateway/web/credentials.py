@@ -98,6 +98,14 @@ class Credentials:
                 await self._access.note_seen(shown.session)
         return _asker(look)
 
+    async def is_still(self, asker: Asker, shown: Shown) -> bool:
+        """Whether these credentials still are this asker's; true while nobody can say.  No sign of life of a session."""
+        try:
+            look = await self._access.look(session=shown.session, key=shown.key)
+        except StoreUnavailable:
+            return True
+        return _asker(look) == asker
+
     def _remember(self, key: str, known: KnownKey) -> None:
         self._keys.pop(_digest(key), None)
         self._keys[_digest(key)] = (known, time.monotonic() + REMEMBERED_SECONDS)

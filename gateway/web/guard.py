@@ -5,13 +5,15 @@ While no user and no key exist the house is open, but only on loopback, only und
 wide web cannot reach it by DNS rebinding or a cross-site form), and never for a forwarded request (then the peer is a proxy,
 not the person).  Once one exists, only a session or a key is let in, under a Host of ours; whoever is not let in hears the
 same whatever he asked for.  What a session may change it may change only from a page of ours (Origin).
-Refusals are problem+json (RFC 9457); a person at a browser is led to `/login` instead.  `/healthz` and `/readyz` are open.
+Refusals are problem+json (RFC 9457); a person at a browser is led to `/login`, or reads them as a page (`show`).
+A long answer (a stream of events) ends soon after its asker lost the right to it.  `/healthz` and `/readyz` are open.
 Limits: bodies that come too slowly are ended (408); nothing here inflates.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -19,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
+
+from starlette.responses import Response
 
 from gateway.contract.email_send import MAX_REQUEST_BYTES
 from gateway.errors import StoreUnavailable
@@ -42,6 +46,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 MAX_HEADERS = 100
+LOOK_AGAIN_SECONDS = 5.0
 _PROBES = frozenset({"/healthz", "/readyz"})
 _FOR_STRANGERS = ("/login", "/invitation/", "/static/", "/status/", "/confirm/")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -75,14 +80,26 @@ class Refused(Exception):
         self.status, self.title, self.headers = status, title, headers
 
 
+Show = Callable[[dict[str, Any], Refused], Response]
+
+
 class Guard:
     """ASGI middleware in front of the application."""
 
-    def __init__(self, app: App, credentials: Credentials, *, ours: OurNames, limits: BodyLimits | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        credentials: Credentials,
+        *,
+        ours: OurNames,
+        limits: BodyLimits | None = None,
+        show: Show | None = None,
+    ) -> None:
         self._app = app
         self._credentials = credentials
         self._ours = ours
         self._limits = limits or BodyLimits()
+        self._show = show
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,32 +108,45 @@ class Guard:
         answer = _Answer(send, body)
         try:
             check_shape(scope, body.limit)
-            set_cookies = await self._let_in(scope)
-            answer.headers += [(b"set-cookie", cookie.encode()) for cookie in set_cookies]
+            await self._let_in(scope, answer)
             with suppress(BodyEnded):
                 await self._app(scope, body.receive, answer.send)
             if body.ended is not None:
                 raise body.ended
         except Refused as refused:
-            await answer.refuse(refused)
+            await answer.refuse(refused, self._page_of(scope, refused))
 
-    async def _let_in(self, scope: Scope) -> list[str]:
-        """Puts who asks into the scope, or raises Refused; returns the cookies to set."""
+    async def _let_in(self, scope: Scope, answer: _Answer) -> None:
+        """Puts who asks into the scope, or raises Refused; the answer learns its cookies, and how long it may last."""
         came = read_provenance(scope, self._ours)
         shown = read_shown(scope["headers"], is_https=came.is_https)
         if scope["path"] in _PROBES:
             put_asking(scope, Asking(asker=None, client=came.client))
-            return []
-        try:
-            asker = await self._credentials.asker_of(shown)
-        except StoreUnavailable:
-            raise Refused(503, "who asks cannot be looked up now; try again", (b"retry-after", b"5")) from None
-        asker = self._judge(asker, came, for_strangers=scope["path"].startswith(_FOR_STRANGERS))
-        if asker is None and not scope["path"].startswith(_FOR_STRANGERS):
+            return
+        for_strangers = scope["path"].startswith(_FOR_STRANGERS)
+        asker = self._judge(await self._asker_of(shown, for_strangers=for_strangers), came, for_strangers=for_strangers)
+        if asker is None and not for_strangers:
             raise _not_known(scope)
         if isinstance(asker, User) and scope["method"] not in _SAFE and not is_same_origin(came, self._ours):
             raise Refused(403, "requests of a session are served from our own pages only (Origin)")
-        return _introduce(scope, came, shown, asker)
+        if asker is not None:
+            answer.last_while(functools.partial(self._credentials.is_still, asker, shown))
+        cookies = _introduce(scope, came, shown, asker)
+        answer.headers += [(b"set-cookie", cookie.encode()) for cookie in cookies]
+
+    async def _asker_of(self, shown: Shown, *, for_strangers: bool) -> Asker | None:
+        try:
+            return await self._credentials.asker_of(shown)
+        except StoreUnavailable:
+            if for_strangers:  # the page that says so needs its style, and a status page says it itself
+                return None
+            raise Refused(
+                503, "who asks cannot be looked up now, for the store does not answer", (b"retry-after", b"5")
+            ) from None
+
+    def _page_of(self, scope: Scope, refused: Refused) -> Response | None:
+        """The refusal as a page, where a person at a browser waits for one."""
+        return self._show(dict(scope), refused) if self._show is not None and wants_html(scope) else None
 
     def _judge(self, asker: Asker | None, came: Provenance, *, for_strangers: bool) -> Asker | None:
         """Who may ask from there; raises Refused where nobody may."""
@@ -167,7 +197,7 @@ def check_open(came: Provenance) -> None:
         raise Refused(403, "the gateway is open to loopback only: make a user first")
     if not is_local_name(came.host_name):
         raise Refused(421, "this Host is not ours; ask for localhost or 127.0.0.1")
-    if came.origin is not None and not is_local_name(name_in(came.origin)):
+    if came.is_anothers or (came.origin is not None and not is_local_name(name_in(came.origin))):
         raise Refused(403, "requests from other origins are not served")
 
 
@@ -180,9 +210,10 @@ def check_closed(came: Provenance, ours: OurNames) -> None:
 
 
 def wants_html(scope: Scope) -> bool:
-    """Whether a person's browser asks for a page."""
-    accepts = any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
-    return accepts and not scope["path"].startswith("/v1/")
+    """Whether a person's browser asks for a page; a page's own stream of events asks for both and is none."""
+    accepted = [value for name, value in scope["headers"] if name == b"accept"]
+    is_stream = any(b"text/event-stream" in value for value in accepted)
+    return any(b"text/html" in value for value in accepted) and not is_stream and not scope["path"].startswith("/v1/")
 
 
 def _not_known(scope: Scope) -> Refused:
@@ -236,12 +267,22 @@ class _Answer:
 
     def __init__(self, send: Send, body: _Body) -> None:
         self._send, self._body = send, body
-        self._has_begun = False
+        self._has_begun = self._is_over = False
+        self._may_last: Callable[[], Awaitable[bool]] | None = None
+        self._look_again_at = 0.0
         self.headers: list[Header] = []
 
+    def last_while(self, may_last: Callable[[], Awaitable[bool]]) -> None:
+        """An answer that comes in pieces goes on as long as this is true."""
+        self._may_last = may_last
+        self._look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+
     async def send(self, message: Message) -> None:
-        if self._body.ended is not None:
+        if self._body.ended is not None or self._is_over:
             return
+        if message.get("more_body") and not await self._goes_on():
+            self._is_over = True
+            message = {"type": "http.response.body", "body": b""}  # its end; the application sees a client that left
         if message["type"] == "http.response.start":
             self._has_begun = True
             given: list[Header] = list(message.get("headers", ()))
@@ -250,11 +291,23 @@ class _Answer:
             message = {**message, "headers": [*given, *missing, *self.headers]}
         await self._send(message)
 
-    async def refuse(self, refused: Refused) -> None:
+    async def _goes_on(self) -> bool:
+        if self._may_last is None or time.monotonic() < self._look_again_at:
+            return True
+        self._look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+        return await self._may_last()
+
+    async def refuse(self, refused: Refused, page: Response | None) -> None:
         if self._has_begun:
             return  # too late for another answer; uvicorn closes the connection
-        body = json.dumps({"type": "about:blank", "title": refused.title, "status": refused.status}).encode()
-        headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-        headers += [*refused.headers, *_ALWAYS, (b"cache-control", b"no-store"), (b"connection", b"close")]
+        if page is None:
+            body = json.dumps({"type": "about:blank", "title": refused.title, "status": refused.status}).encode()
+            headers: list[Header] = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
+            headers.append((b"content-length", str(len(body)).encode()))
+        else:
+            body, headers = bytes(page.body), list(page.raw_headers)
+        names = {name for name, _ in headers}
+        headers += [item for item in _ALWAYS if item[0] not in names]
+        headers += [*refused.headers, (b"connection", b"close")]
         await self._send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

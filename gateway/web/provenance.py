@@ -9,6 +9,7 @@ Limit: a proxy of this machine that adds none of the known headers looks like a 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,8 @@ Scope = MutableMapping[str, Any]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_FORWARDED = frozenset(
-    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via"}
-)
+_FORWARDED = (b"forwarded", b"x-forwarded-", b"x-original-forwarded-", b"x-real-ip", b"via")
+_HOST = re.compile(r"(?:[a-z0-9._-]{1,255}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,8 @@ class OurNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What is known of a request before anybody asks who it is."""
+    """What is known of a request before anybody asks who it is; `is_anothers`: a page of another site loads it as a part of
+    its own (browsers tell so in Sec-Fetch-Site, also where they send no Origin)."""
 
     client: str
     is_loopback: bool
@@ -48,25 +49,28 @@ class Provenance:
     host: str
     host_name: str
     origin: str | None
+    is_anothers: bool
 
 
 def read_provenance(scope: Scope, ours: OurNames) -> Provenance:
-    """Reads the scope's headers; a Host given twice or not at all is ''."""
+    """Reads the scope's headers; a Host given twice, not at all, or with more than name and port is ''."""
     headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
     peer = (scope.get("client") or ("", 0))[0]
     believed = _is_in(peer, ours.trusted)
     hosts = _all(headers, b"host")
-    host = hosts[0].lower() if len(hosts) == 1 else ""
+    host = hosts[0].lower() if len(hosts) == 1 and _HOST.fullmatch(hosts[0].lower()) else ""
     proto = _all(headers, b"x-forwarded-proto")[-1:] if believed else []
     origins = _all(headers, b"origin")
     return Provenance(
         client=_client_behind(peer, headers, ours.trusted) if believed else peer,
         is_loopback=_is_loopback(peer),
-        is_forwarded=any(name in _FORWARDED for name, _ in headers),
+        is_forwarded=any(name.startswith(_FORWARDED) for name, _ in headers),
         is_https=scope.get("scheme") == "https" or proto == ["https"],
         host=host,
         host_name=name_in(f"//{host}"),
         origin=", ".join(origins).lower() if origins else None,
+        is_anothers=_all(headers, b"sec-fetch-site") == ["cross-site"]
+        and _all(headers, b"sec-fetch-mode") != ["navigate"],
     )
 
 

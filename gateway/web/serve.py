@@ -3,7 +3,8 @@
 Serves an application until stop; requests under way get the grace time.  Promises: headers that do not come end the
 connection, one client holds so many connections and all together hold so many; nothing that uvicorn would say of peers
 reaches our log in its own words.
-Limit: a client that reads its answer slowly keeps its connection (and little else).
+An answer that is read more slowly than `LEAST_RATE` ends its connection, too.
+Limit: what the buffers of the system take in counts as read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from gateway.runtime import Stop
 
 HEADER_SECONDS = 20.0
 MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS_PER_CLIENT = 250  # a proxy is one client, too
+READING_SECONDS = 30.0
+LEAST_RATE = 500.0  # bytes a second
 MAX_HEADER_BYTES = 64 * 1024
 _SILENT = {
     "version": 1,
@@ -42,11 +46,14 @@ class PatientProtocol(H11Protocol):
 
     header_seconds = HEADER_SECONDS
     max_connections = MAX_CONNECTIONS
+    max_per_client = MAX_CONNECTIONS_PER_CLIENT
+    reading_seconds = READING_SECONDS
     _waiting: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self.max_connections or self._has_too_many():
             transport.abort()
             return
         self._wait()
@@ -60,7 +67,36 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._watch_no_more()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._watch_no_more()
+        super().resume_writing()
+
+    def _has_too_many(self) -> bool:
+        address = self.client[0] if self.client else None
+        clients = (getattr(other, "client", None) for other in self.connections)
+        return sum(1 for client in clients if client and client[0] == address) > self.max_per_client
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._reading = self.loop.call_later(self.reading_seconds, self._look_at_reader, left)
+
+    def _watch_no_more(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _look_at_reader(self, left_before: int) -> None:
+        if left_before - self.transport.get_write_buffer_size() < LEAST_RATE * self.reading_seconds:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def _wait(self) -> None:
         self._waiting = self.loop.call_later(self.header_seconds, self._give_up)

@@ -98,3 +98,15 @@ async def test_a_name_that_capture_does_not_make_is_nothing(tmp_path: Path, bad:
 async def test_no_folder_is_an_empty_one(tmp_path: Path) -> None:
     folder = CapturedFolder(tmp_path / "nowhere")
     assert await folder.page(limit=5) == ([], None)
+
+
+async def test_a_search_looks_at_so_many_and_says_where_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.outbound.captured.SEARCHED_AT_ONCE", 3)
+    wanted = put(tmp_path, 1, b"Subject: wanted\r\n\r\n")
+    names = [put(tmp_path, second, b"Subject: other\r\n\r\n") for second in range(2, 6)]
+    folder = CapturedFolder(tmp_path)
+    assert await folder.page(limit=10, matching="wanted") == ([], names[1])
+    found, more = await folder.page(limit=10, before=names[1], matching="wanted")
+    assert ([mail.name for mail in found], more) == ([wanted], None)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from conftest import WebHouse
+from conftest import WebHouse, log_in
 
 from gateway.contract.email_send import SendEmail
 from gateway.mail.ids import new_id
@@ -106,6 +106,42 @@ async def test_a_client_has_so_many_streams_and_gets_them_back(house: WebHouse, 
             await asyncio.sleep(0.05)  # the server notices a closed connection by itself
     async with listening(http):
         pass
+
+
+@pytest.mark.parametrize("how", ["the key is revoked", "the house is closed", "the session is ended"])
+async def test_a_stream_ends_when_its_asker_lost_the_right_to_it(
+    house: WebHouse, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("gateway.web.guard.LOOK_AGAIN_SECONDS", 0.0)
+    access = house.store.access
+    key = await access.add_key("shop", ["read"]) if how == "the key is revoked" else ""
+    async with house.app(key) if key else house.http() as http:
+        if how == "the session is ended":
+            await house.add_user()
+            assert (await log_in(http)).status_code == 303
+        async with listening(http) as said:
+            await accept(house)
+            assert await next_event(said)
+            match how:
+                case "the key is revoked":
+                    assert await access.revoke_key(key)
+                case "the house is closed":
+                    await access.add_key("shop", ["send"])
+                case _:
+                    assert await access.remove_user("ann")
+            secret = await accept(house)
+            async with asyncio.timeout(30):
+                rest = [block async for block in said]
+    assert secret not in str(rest)
+
+
+async def test_a_reader_who_comes_from_an_older_store_hears_what_happens_now(
+    house: WebHouse, http: httpx.AsyncClient
+) -> None:
+    await accept(house)
+    async with listening(http, headers={"Last-Event-ID": "1000000"}) as said:
+        email_id = await accept(house)
+        assert json.loads((await next_event(said))["data"])["subject"] == email_id
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,14 @@ PATHS = ["/v1/emails", "/v1/mails", "/v1/openapi.json", "/metrics", "/v1/nothing
         ("Host", "localhost.attacker.example", 421),
         ("Host", "10.1.2.3", 421),
         ("Host", "[::1", 421),
+        ("Host", "attacker.example@localhost", 421),
+        ("Host", "localhost/static/?", 421),
         ("Origin", "http://attacker.example", 403),
         ("Origin", "http://localhost.attacker.example", 403),
         ("Origin", "null", 403),
         ("X-Forwarded-For", "127.0.0.1", 403),
         ("X-Forwarded-Proto", "https", 403),
+        ("X-Forwarded-Port", "443", 403),
         ("Forwarded", "for=127.0.0.1", 403),
         ("Via", "1.1 proxy", 403),
         ("Content-Encoding", "gzip", 415),
@@ -45,6 +48,18 @@ async def test_the_open_house_serves_this_machine_only(
 async def test_the_open_house_serves_local_names_and_local_pages(http: httpx.AsyncClient) -> None:
     for headers in ({}, {"Host": "localhost"}, {"Host": "[::1]:8025"}, {"Origin": "http://localhost:3000"}):
         assert (await http.get("/v1/emails", headers=headers)).status_code == 200, headers
+
+
+async def test_the_open_house_is_no_part_of_another_sites_page(http: httpx.AsyncClient) -> None:
+    for site, mode, status in (
+        ("cross-site", "no-cors", 403),
+        ("cross-site", "cors", 403),
+        ("cross-site", "navigate", 200),
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+        assert (await http.get("/v1/emails", headers=headers)).status_code == status, headers
 
 
 async def test_nobody_from_elsewhere_finds_the_open_house(house: WebHouse, http: httpx.AsyncClient) -> None:
@@ -250,6 +265,14 @@ async def test_headers_that_do_not_come_end_the_connection(house: WebHouse, monk
 
 async def test_more_connections_than_we_hold_are_closed(house: WebHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.web.serve.PatientProtocol.max_connections", 2)
+    held = [await asyncio.open_connection(*house.address) for _ in range(2)]
+    assert await house.raw(b"") == b""
+    for _, writer in held:
+        writer.close()
+
+
+async def test_one_client_cannot_hold_all_connections(house: WebHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.web.serve.PatientProtocol.max_per_client", 2)
     held = [await asyncio.open_connection(*house.address) for _ in range(2)]
     assert await house.raw(b"") == b""
     for _, writer in held:

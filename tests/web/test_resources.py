@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from gateway.mail.ids import new_id
 from gateway.runtime import utc_now
 from gateway.store.posts import NewAttachment, NewPost
 from gateway.web.api import models
-from gateway.web.api.attachments import safe_headers
+from gateway.web.files import safe_headers
+from gateway.web.serve import PatientProtocol
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -75,7 +78,8 @@ async def test_a_blob_is_kept_as_it_comes_and_named_by_its_digest(house: WebHous
     assert (answer.status_code, answer.json()) == (201, {"digest": digest, "size": len(octets)})
     assert await house.store.blobs.get(digest) == octets
     assert (await http.post("/v1/blobs", content=octets)).json()["digest"] == digest
-    assert len([item for item in (house.settings.data_dir / "blobs").rglob("*") if item.is_file()]) == 1
+    kept = [item.name for item in (house.settings.data_dir / "blobs").rglob("*") if item.is_file()]
+    assert kept.count(digest.removeprefix("sha256:")) == 1
 
 
 async def test_a_blob_cut_off_on_its_way_leaves_nothing(house: WebHouse) -> None:
@@ -83,6 +87,61 @@ async def test_a_blob_cut_off_on_its_way_leaves_nothing(house: WebHouse) -> None
     async with house.http() as http:
         await http.get("/healthz")
     assert [item for item in (house.settings.data_dir / "blobs").rglob("*") if item.is_file()] == []
+
+
+async def test_an_answer_that_nobody_reads_ends_its_connection(
+    house: WebHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, look = asyncio.Event(), PatientProtocol._look_at_reader
+
+    def noted(self: PatientProtocol, left_before: int) -> None:
+        look(self, left_before)
+        if self.transport.is_closing():
+            given_up.set()
+
+    monkeypatch.setattr(PatientProtocol, "reading_seconds", 0.2)
+    monkeypatch.setattr(PatientProtocol, "_look_at_reader", noted)
+    octets = bytes(32 * 1024 * 1024)
+    attachment_id = await attached(house, octets, "large.bin", "application/octet-stream")
+    reader, writer = await asyncio.open_connection(*house.address)
+    writer.write(b"GET /v1/attachments/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % attachment_id.encode())
+    async with asyncio.timeout(60):
+        await given_up.wait()
+        said = 0
+        with suppress(ConnectionResetError):
+            while piece := await reader.read(1024 * 1024):
+                said += len(piece)
+    writer.close()
+    assert said < len(octets)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told", "content_range"),
+    [
+        ("bytes=0-3", 206, b"0123", "bytes 0-3/10"),
+        ("bytes=4-", 206, b"456789", "bytes 4-9/10"),
+        ("bytes=-2", 206, b"89", "bytes 8-9/10"),
+        ("bytes=8-99999999999", 206, b"89", "bytes 8-9/10"),
+        ("bytes=-99", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=10-", 416, b"", "bytes */10"),
+        ("bytes=-0", 416, b"", "bytes */10"),
+        ("bytes=3-1", 200, b"0123456789", None),
+        ("bytes=0-1,3-4", 200, b"0123456789", None),
+        ("bytes=-", 200, b"0123456789", None),
+        ("lines=0-1", 200, b"0123456789", None),
+        ("bytes=" + "9" * 500 + "-", 200, b"0123456789", None),
+    ],
+)
+async def test_an_attachment_is_given_in_the_range_that_is_asked_for(
+    house: WebHouse, http: httpx.AsyncClient, asked: str, status: int, told: bytes, content_range: str | None
+) -> None:
+    attachment_id = await attached(house, b"0123456789", "film.mp4", "video/mp4")
+    answer = await http.get(f"/v1/attachments/{attachment_id}", headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (status, told)
+    assert answer.headers.get("content-range") == content_range
+    if status != 416:
+        assert answer.headers["accept-ranges"] == "bytes"
+        assert answer.headers["content-disposition"].startswith("attachment")
 
 
 async def test_no_blob_is_taken_when_the_disk_is_short(tmp_path: Path) -> None:
@@ -110,7 +169,7 @@ async def test_attachments_run_nowhere(
     assert answer.headers["content-type"] == content_type
     assert answer.headers["content-disposition"] == f'{kind}; filename="a.png"'
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'; sandbox"
     assert "x-evil" not in answer.headers
 
 
@@ -149,8 +208,8 @@ async def test_a_held_mail_is_released_once(house: WebHouse, http: httpx.AsyncCl
 
 
 async def test_metrics_are_told_where_somebody_keeps_them(tmp_path: Path) -> None:
-    async def metrics() -> bytes:
-        return b"gateway_up 1\n"
+    def metrics() -> tuple[bytes, str]:
+        return b"gateway_up 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
     async with open_web_house(tmp_path, changes={"metrics": metrics}) as house, house.http() as http:
         answer = await http.get("/metrics")

@@ -64,6 +64,7 @@ class EmailStory(BaseModel):
     message_id: str
     return_path: str
     reply_to: str
+    notify: list[str] | None = Field(default=None, description="who is told by mail what becomes of it")
     accepted_at: datetime
     send_at: datetime | None
     expires_at: datetime
@@ -146,6 +147,10 @@ class MailStory(BaseModel):
     size: int
     sha256: str
     subject: str
+    language: str = Field(description="of its text, as far as it was recognised")
+    message_id: str
+    authentication: dict[str, Any] = Field(default_factory=dict, description="how far its sender is proven")
+    untold: str = Field(description="why its sender is not told by mail what becomes of it; empty: he is")
     recipients: list[MailRecipient]
     timeline: list[Step]
 

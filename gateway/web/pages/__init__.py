@@ -8,19 +8,17 @@ inline, nothing from elsewhere; what strangers wrote is text, or stands in a fra
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.exceptions import HTTPException
 
-from gateway.web.guard import wants_html
 from gateway.web.login import FormView
 from gateway.web.pages import captured, confirm, emails, mails, overview, posts, status, waiting
-from gateway.web.pages.desk import Desk, NoSuchPage, OurFault, fault_page, page_route
+from gateway.web.pages.desk import Desk, page_route
+from gateway.web.pages.faults import NoSuchPage, answer_people, show_refusal
 from gateway.web.pages.view import View, static_files, static_response
 
-__all__ = ["Desk", "answer_people", "create_pages", "show_form"]
+__all__ = ["Desk", "answer_people", "create_pages", "show_form", "show_refusal"]
 
 
 def create_pages(desk: Desk) -> APIRouter:
@@ -46,22 +44,3 @@ def show_form(view: View) -> Callable[[Request, FormView], str]:
         return view.render(f"{form.kind}.html", form=form)
 
     return show
-
-
-def answer_people(api: FastAPI, view: View) -> None:
-    """Lets errors of a browser's requests end as pages wherever they come from; programs keep their problem+json."""
-    plain: Any = api.exception_handlers[HTTPException]
-    broken: Any = api.exception_handlers[Exception]
-
-    async def missing(request: Request, error: Any) -> Response:
-        told: Response = await plain(request, error)
-        is_page = error.status_code == 404 and wants_html(request.scope)
-        return fault_page(view, request, NoSuchPage("there is no page at this address")) if is_page else told
-
-    async def fault(request: Request, error: Any) -> Response:
-        told: Response = await broken(request, error)
-        is_page = wants_html(request.scope)
-        return fault_page(view, request, OurFault("something broke while this page was made")) if is_page else told
-
-    api.add_exception_handler(HTTPException, missing)
-    api.add_exception_handler(Exception, fault)

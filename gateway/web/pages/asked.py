@@ -36,7 +36,11 @@ def asked(request: Request, names: Sequence[str], *, limit: int = PAGE_LINES) ->
     days = {name: request.query_params.get(name, "").strip() for name in ("since", "until")}
     cursor = request.query_params.get("after", "")
     since, until = _day(days["since"]), _day(days["until"])
-    page = Page(limit=limit, after=cursor, since=since, until=until + timedelta(days=1) if until else None)
+    if until is not None:
+        until = (
+            until + timedelta(days=1) if until.date() < date.max else None
+        )  # nothing lies behind the last day there is
+    page = Page(limit=limit, after=cursor, since=since, until=until)
     return Asked(wanted=given | days | {"after": cursor}, filters=dict(given), page=page)
 
 

@@ -10,7 +10,8 @@ from fastapi.responses import Response
 from gateway.outbound.captured import MAX_READ_BYTES
 from gateway.web.pages.asked import PAGE_LINES, asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage
+from gateway.web.pages.desk import Desk
+from gateway.web.pages.faults import NoSuchPage
 from gateway.web.pages.view import size
 
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gateway.web.login import read_form
-from gateway.web.pages.desk import Desk, NoSuchPage, done
+from gateway.web.pages.desk import Desk, done
+from gateway.web.pages.faults import NoSuchPage
 
 _SAID = {
     "confirmed": "Thank you. What you confirmed goes its way.",

@@ -13,7 +13,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from gateway.web.pages.desk import Desk, NoSuchPage
+from gateway.web.pages.desk import Desk
+from gateway.web.pages.faults import NoSuchPage
 from gateway.web.pages.reading import Reading, framed_html
 from gateway.web.pages.view import file_response
 
@@ -58,15 +59,15 @@ def add_contents(router: APIRouter, desk: Desk, source: Source, *, page_path: st
         return desk.view.frame(framed_html((await known_reading(item)).mail))
 
     @router.get(base + "/files/{number}")
-    async def attachment(item: str, number: int) -> Response:
+    async def attachment(request: Request, item: str, number: int) -> Response:
         found = (await known_reading(item)).attachment(number)
         if found is None:
             raise NoSuchPage("the mail has no such attachment")
-        return file_response(found.octets, filename=found.filename, content_type=found.content_type)
+        return file_response(request, found.octets, filename=found.filename)
 
     @router.get(base + "/raw")
-    async def raw(item: str) -> Response:
+    async def raw(request: Request, item: str) -> Response:
         octets = await source.fetch(item)
         if octets is None:
             raise NoSuchPage(source.missing)
-        return file_response(octets, filename=f"{item}.eml", content_type="message/rfc822")
+        return file_response(request, octets, filename=f"{item}.eml")

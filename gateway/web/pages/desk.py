@@ -1,4 +1,4 @@
-"""What all pages stand on: the parts they read, who asks, what was just done, and how faults look.
+"""What all pages stand on: the parts they read, who asks, and what was just done.
 
 Each subject has a module with `add_routes(router, desk)`; `create_pages` puts them together.  An action is a POST with the
 form token; it answers with a redirect whose `said` names one of `SAID`, so that a reload repeats nothing.
@@ -30,6 +30,7 @@ from gateway.web.asking import (
     require_form_token,
 )
 from gateway.web.login import read_form
+from gateway.web.pages.faults import NoSuchPage, fault_page
 from gateway.web.pages.live import Live
 from gateway.web.pages.reading import Reader
 from gateway.web.pages.view import View
@@ -58,14 +59,6 @@ SAID = {
     "nothing": ("warn", "Nothing was left to do: somebody or something was faster."),
     "welcome": ("good", "You are logged in. From now on everybody needs a name and a password here."),
 }
-
-
-class NoSuchPage(Exception):
-    """There is nothing of that name; the text says what there is not."""
-
-
-class OurFault(Exception):
-    """Something broke that should not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +166,7 @@ def page_route(view: View) -> type[APIRoute]:
 
             async def shown(request: Request) -> Response:
                 try:
-                    if not request.url.path.startswith(FOR_STRANGERS):
+                    if not request.scope["path"].startswith(FOR_STRANGERS):
                         require(request, "read" if request.method == "GET" else "admin")
                     return await handle(request)
                 except RequestValidationError:
@@ -184,31 +177,3 @@ def page_route(view: View) -> type[APIRoute]:
             return shown
 
     return PageRoute
-
-
-def fault_page(view: View, request: Request, fault: Exception) -> Response:
-    """What happened and what to do, as a page."""
-    status, title, next_step = _fault(fault)
-    text = f"{fault}"
-    happened = f"{text[:1].upper()}{text[1:]}."
-    return view.page(request, "error.html", status=status, title=title, happened=happened, next_step=next_step)
-
-
-def _fault(fault: Exception) -> tuple[int, str, str]:
-    match fault:
-        case OurFault():
-            return (
-                500,
-                "A fault of the gateway itself",
-                "It is in the log, and it is ours to mend. Nothing was lost by it.",
-            )
-        case NoSuchPage():
-            return 404, "Not here", "Check the address, or look for it with the field at the top of the overview."
-        case NotAllowed():
-            return 403, "Not allowed", "Go back and try again; log in anew if that does not help."
-        case TransientFailure():
-            return 503, "Not now", "Nothing was lost. Try again in a moment; `gateway doctor` says what is wrong."
-        case PermanentFailure():
-            return 404, "Not here", "Check the id; ids may be shortened to a beginning that only one item has."
-        case _:
-            return 400, "That cannot be shown", "Go back to the list and choose again."

@@ -11,7 +11,8 @@ from gateway.mail.disposition import Disposition
 from gateway.web.pages.actions import Action, add_action
 from gateway.web.pages.asked import asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage
+from gateway.web.pages.desk import Desk
+from gateway.web.pages.faults import NoSuchPage
 from gateway.web.pages.story import steps
 
 _FILTERS = ("text", "disposition", "stream", "recipient", "template")

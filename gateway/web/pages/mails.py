@@ -13,7 +13,8 @@ from gateway.store.lists import Listing, Page
 from gateway.web.pages.actions import Action, add_action
 from gateway.web.pages.asked import asked
 from gateway.web.pages.contents import Source, add_contents
-from gateway.web.pages.desk import Desk, NoSuchPage
+from gateway.web.pages.desk import Desk
+from gateway.web.pages.faults import NoSuchPage
 from gateway.web.pages.story import steps
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from fastapi.responses import Response
 
 from gateway.store.lists import Page
 from gateway.web.pages.asked import asked
-from gateway.web.pages.desk import Desk, NoSuchPage
+from gateway.web.pages.desk import Desk
+from gateway.web.pages.faults import NoSuchPage
 from gateway.web.pages.story import steps
 from gateway.web.pages.view import file_response
 
@@ -64,19 +65,20 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
         return await desk.show(request, "photo.html", values, room="/posts")
 
     @router.get("/posts/{post_id}/files/{position}")
-    async def original(post_id: str, position: int) -> Response:
+    async def original(request: Request, post_id: str, position: int) -> Response:
         item = await _attachment(desk, post_id, position)
         octets = await desk.blobs.get(f"sha256:{item['sha256']}")
-        return file_response(octets, filename=item["filename"], content_type=item["sniffed"])
+        return file_response(request, octets, filename=item["filename"])
 
     @router.get("/posts/{post_id}/files/{position}/{kind}")
-    async def rendition(post_id: str, position: int, kind: str) -> Response:
+    async def rendition(request: Request, post_id: str, position: int, kind: str) -> Response:
         item = await _attachment(desk, post_id, position)
         made = _rendition(item, kind)
         if made is None:
             raise NoSuchPage("there is no such picture (yet)")
         octets = await desk.blobs.get(f"sha256:{made['sha256']}")
-        return file_response(octets, filename=item["filename"], content_type=made["content_type"], inline=True)
+        kind_of = made["content_type"]
+        return file_response(request, octets, filename=item["filename"], content_type=kind_of, inline=True)
 
 
 async def _list(

@@ -26,6 +26,10 @@ _MAIL: dict[str, _Words] = {
     "replay_asked": ("plain", "{by} asked for it to be processed anew."),
     "retry_asked": ("plain", "{by} put the dead letter back into its queue."),
     "drop_asked": ("plain", "{by} threw the dead letter away."),
+    "notice_sent": ("plain", "{to} was told of it by mail."),
+    "confirmation_asked": ("plain", "Its sender was asked whether it is really from him."),
+    "unconfirmed": ("plain", "Nobody said in time that it is really from him."),
+    "nobody_told": ("plain", "Nobody was told of it by mail."),
 }
 _EMAIL: dict[str, _Words] = {
     "accepted": ("start", "Accepted from {app}: from now on it is ours to send."),
@@ -62,7 +66,13 @@ _POST: dict[str, _Words] = {
     "drop_asked": ("plain", "{by} threw the dead letter away."),
 }
 WORDS: Mapping[str, Mapping[str, _Words]] = {"mail": _MAIL, "email": _EMAIL, "post": _POST}
-_UNNAMED = {"app": "an app", "mail_from": "nobody in particular (<>)", "relay": "the relay", "by": "Somebody"}
+_UNNAMED = {
+    "app": "an app",
+    "mail_from": "nobody in particular (<>)",
+    "relay": "the relay",
+    "by": "Somebody",
+    "to": "Somebody",
+}
 _BY = {"command": "Somebody at the terminal"}
 
 
@@ -103,7 +113,7 @@ def _step(kind: str, line: Mapping[str, Any]) -> Step:
 def _note(step: str, data: Mapping[str, Any]) -> str:
     """The reason and the relay's words, and who did it where the sentence does not say so."""
     errors = data.get("errors") or []
-    told = [str(data.get("reason") or ""), str(data.get("reply") or "")]
+    told = [str(data.get(name) or "") for name in ("reason", "why", "reply")]
     told += [f"{item.get('path')}: {item.get('message')}" for item in errors if isinstance(item, Mapping)]
     if data.get("by") and not step.endswith("_asked") and str(data["by"]) not in told[0]:
         told.append(f"by {data['by']}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import jinja2
 from fastapi import Request
@@ -19,6 +19,7 @@ from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 
 from gateway.runtime import Clock
+from gateway.web.files import SHOWN_TYPES, file_answer, safe_headers
 
 _WEB = Path(__file__).parent.parent
 CSP = (
@@ -30,7 +31,6 @@ FRAME_CSP = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'self'; sandbox allow-popups allow-popups-to-escape-sandbox"
 )
-FILE_CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 _EVERYWHERE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # with less, a browser hides the Origin of our own forms
@@ -44,7 +44,6 @@ _TONES = dict.fromkeys(("delivered", "relayed"), "good")
 _TONES |= dict.fromkeys(("held", "delayed", "unknown"), "warn")
 _TONES |= dict.fromkeys(("failed", "dead", "rejected", "expired", "bounced", "complained"), "bad")
 _TONES |= dict.fromkeys(("pending", "sending"), "start")
-_INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
 class View:
@@ -145,17 +144,12 @@ def query(values: Mapping[str, Any], **changes: Any) -> str:
     return "?" + urlencode(wanted) if wanted else "?"
 
 
-def file_response(octets: bytes, *, filename: str, content_type: str, inline: bool = False) -> Response:
+def file_response(
+    request: Request, octets: bytes, *, filename: str, content_type: str = "", inline: bool = False
+) -> Response:
     """A file of a stranger: only pictures are ever shown in place, all else is saved; nothing in it runs."""
-    shown = inline and content_type in _INLINE_TYPES
-    kind = "inline" if shown else "attachment"
-    name = quote(filename or "attachment", safe="")
-    headers = _EVERYWHERE | {
-        "Content-Security-Policy": FILE_CSP,
-        "Content-Disposition": f"{kind}; filename*=UTF-8''{name}",
-        "Cache-Control": "private, max-age=3600",
-    }
-    return Response(octets, media_type=content_type if shown else "application/octet-stream", headers=headers)
+    shown = content_type if inline and content_type in SHOWN_TYPES else "application/octet-stream"
+    return file_answer(request, octets, {**_EVERYWHERE, **safe_headers(filename, shown)})
 
 
 def static_files() -> dict[str, tuple[bytes, str]]:

@@ -7,7 +7,8 @@ from fastapi.responses import Response
 
 from gateway.store.lists import Page
 from gateway.web.pages.actions import Action, add_action
-from gateway.web.pages.desk import Desk, NoSuchPage
+from gateway.web.pages.desk import Desk
+from gateway.web.pages.faults import NoSuchPage
 
 _LINES = 50
 _LETTERS = 200
