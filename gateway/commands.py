@@ -415,3 +415,21 @@ def store_grants(settings: Settings, *, app_role: str, worker_role: str, schema:
     if app.database_file(settings) is not None:
         raise SettingsError([Problem("database_url", "a file has no roles; grants are for postgresql://")])
     return grant_statements(app_role=app_role, worker_role=worker_role, schema=schema)
+
+
+async def migrate_queues(settings: Settings) -> list[str]:
+    """Brings RabbitMQ's declarations to this version's; a line for each change. Raises SettingsError for another engine."""
+    from gateway.queue.amqp_migrate import migrate
+    from gateway.queue.amqp_url import amqp_urls
+
+    if queue_file(settings.queue_url) is not None:
+        raise SettingsError([Problem("queue_url", "a file needs no migration; this is for amqp(s)://")])
+    return await migrate(amqp_urls(settings.queue_url))
+
+
+def queue_grants(app_name: str, vhost: str) -> list[str]:
+    """The words for rabbitmqctl that give an app's user its rights."""
+    from gateway.queue.topology import grants
+
+    verb, *rest = grants(app_name)
+    return [verb, "-p", vhost, *rest]

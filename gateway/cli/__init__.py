@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import access, deciding, looking, senders, sending, service
+from gateway.cli import access, deciding, looking, queues, senders, sending, service
 from gateway.cli.terminal import EXIT_LATER, EXIT_NO, EXIT_USAGE, Context, fail, note
 from gateway.errors import GatewayError, InvalidRequest, Problem, SettingsError, TransientFailure
 
@@ -87,7 +87,6 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     looking.emails,
     looking.mails,
     looking.posts,
-    looking.queues,
     looking.explain,
     deciding.replay,
     deciding.release,
@@ -98,6 +97,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 )
 _COMMANDS_AFTER_SETTINGS: tuple[Callable[..., None], ...] = (service.doctor, service.reconcile, service.version)
 _GROUPS = {
+    "queues": queues.queues,
     "dead": deciding.dead,
     "people": senders.people,
     "address": senders.address,

@@ -67,11 +67,6 @@ def posts(
     )
 
 
-def queues(context: Context, as_json: AsJson = False) -> None:
-    """Shows every queue: what is ready, leased, delayed, dead, and how old the oldest ticket is."""
-    print_list(context, "queues", ["name", "ready", "leased", "delayed", "dead", "oldest_seconds"], {}, as_json)
-
-
 def explain(
     context: Context,
     file: Annotated[str, typer.Argument(metavar="FILE.eml", help="A mail; - is stdin.")],

@@ -159,3 +159,13 @@ def test_the_demo_queues_nothing_where_nobody_listens_or_email_is_really_sent(tm
     assert gateway(tmp_path, "demo", env=nobody).returncode == 75
     assert gateway(tmp_path, "demo", env={"GATEWAY_RELAY_URLS": "smtp://mail.example"}).returncode == 2
     assert not (tmp_path / "var" / "queue.db").exists()
+
+
+def test_queues_of_rabbitmq_have_commands_of_their_own(tmp_path: Path) -> None:
+    granted = gateway(tmp_path, "queues", "grants", "billing", "--vhost", "mail")
+    assert granted.returncode == 0
+    assert granted.stdout.startswith("rabbitmqctl set_permissions -p mail billing ")
+    assert granted.stdout.count("gateway\\.commands") == 1, "it may publish there and nowhere else"
+    migrated = gateway(tmp_path, "queues", "migrate")
+    assert (migrated.returncode, migrated.stdout) == (2, "")
+    assert lines(migrated) == ["gateway: queue_url: a file needs no migration; this is for amqp(s)://"]
