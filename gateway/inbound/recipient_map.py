@@ -8,17 +8,14 @@ Limits: Postfix's processes see a new file when they are renewed (100 clients, 1
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from gateway.inbound.router import Router
 from gateway.mail.addresses import domain_to_unicode
+from gateway.whole_file import EVERYBODYS, write_whole
 
 _PLAIN_KEY = re.compile(r"[^\s\"\\#][^\s\"\\]*")
-_READABLE = 0o644  # addresses are no secret, and Postfix reads them as a user of its own
 
 
 def recipient_map(router: Router) -> str:
@@ -37,25 +34,5 @@ def _key(local: str, domain: str) -> str:
 
 def write_map(path: Path, text: str) -> bool:
     """Puts the text where Postfix looks for it; False when it is there already.  On any fault the old file stays."""
-    octets = text.encode()
-    with suppress(FileNotFoundError):
-        if path.read_bytes() == octets:
-            return False
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(number, "wb") as file:
-            os.fchmod(number, _READABLE)
-            file.write(octets)
-            file.flush()
-            os.fsync(number)
-        os.rename(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return True
+    # Addresses are no secret, and Postfix reads them as a user of its own.
+    return write_whole(path, text.encode(), mode=EVERYBODYS)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.watch.alarms.conditions import TOPICS, Condition, Look, Severity, concerns
+from gateway.whole_file import write_whole
 
 HOUR_SECONDS = 3600.0
 
@@ -324,21 +325,6 @@ class AlarmBook:
             self._own = state  # disk full, say: that is what alarms are for
         else:
             self._own = None
-
-
-def write_whole(path: Path, octets: bytes) -> None:
-    """Replaces a file so that whoever reads it, after a crash too, finds the old or the new one whole."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(octets)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def process_name() -> str:
