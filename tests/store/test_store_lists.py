@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from gateway.contract.email_send import parse_send_email
 from gateway.errors import Problem
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
-from gateway.store.database import Database
+from gateway.store.database import open_database
 from gateway.store.emails import DatabaseLedger
 from gateway.store.lists import Listing, Lists, Page, filters_of
 from gateway.store.mails import Mails
@@ -217,8 +218,9 @@ async def test_an_unknown_filter_is_refused_by_name(lists) -> None:
     assert "disposition" in filters_of("mails")
 
 
-async def test_the_newest_page_is_read_along_an_index(database: Database) -> None:
+async def test_sqlite_reads_the_newest_page_along_an_index(tmp_path: Path) -> None:
     """What SQLite plans for the first page and for one far behind: no whole table is sorted."""
+    database = await open_database(f"sqlite:///{tmp_path}/store.db")
     from gateway.store.lists import _SOURCES, _query
 
     after = (datetime(2026, 1, 1, tzinfo=UTC), "x", 0)
@@ -235,6 +237,7 @@ async def test_the_newest_page_is_read_along_an_index(database: Database) -> Non
             told = await database.read(plan)
             assert f"ix_{kind}_{moment}_id" in told, told
             assert "TEMP B-TREE FOR ORDER BY" not in told, told
+    await database.close()
 
 
 @settings(suppress_health_check=[*HealthCheck], max_examples=30)
