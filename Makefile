@@ -25,14 +25,14 @@ run: setup ## start the gateway (the first time it shows itself at work); Ctrl-C
 demo: setup ## show the running gateway at work again
 	@.venv/bin/gateway demo
 
-test: setup ## the tests, under five minutes
+test: setup ## the tests; what a service is missing for is skipped, and said
 	.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not long"
 
 services: ## install what the tests need and PyPI cannot give (apt, root): chromium, postfix, rabbitmq, postgresql …
 	@tests/services/install.sh
 
 test-services: setup services ## the tests with every service there; a skip is a failure
-	TEST_SERVICES=required .venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not long"
+	TEST_SERVICES=required .venv/bin/python -m pytest -q -n 3 --dist worksteal -m "not long"
 
 test-long: setup ## every test, the long ones and the large numbers of examples too
 	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q

@@ -60,7 +60,7 @@ def test_a_dry_run_says_everything_and_changes_nothing(mta: Mta) -> None:
     assert said.count("    why: ") == said.count("main.cf: ") + said.count("master.cf: ")
 
 
-@pytest.mark.parametrize("transport", ["lmtp", "pipe"])
+@pytest.mark.parametrize("transport", ["lmtp", pytest.param("pipe", marks=pytest.mark.long)])
 def test_it_is_done_once_and_taken_back_whole(transport: str, mta: Mta) -> None:
     before = state(mta)
     mta.install(*words(mta, "--transport", transport, "--pipe-user", "nobody"))

@@ -101,7 +101,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
 
 async def test_the_shipped_templates_render_with_their_samples(cage: Cage) -> None:
     templates = TemplateSet([SHIPPED])
-    assert templates.names == ["invoice", "notices", "welcome"]
+    assert templates.names == ["confirm_mails", "invoice", "notices", "welcome"]
     assert await check_samples(templates, cage) == []
 
 
