@@ -42,6 +42,7 @@ def test_no_page_has_serious_findings_or_sticks_out(
         page.goto(path, wait_until="load")
         for folded in page.locator("details").all():
             folded.evaluate("item => item.open = true")
+        assert page.evaluate("window.scrollY") == 0, f"{path} begins scrolled"
         width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         findings += [f"{path}: {width} px too wide"] if width > 0 else []
         page.evaluate(AXE)
