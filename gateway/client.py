@@ -197,8 +197,15 @@ class Client:
     ) -> Answer:
         """Queues a post and waits for what became of it; TimeoutError means queued, not yet answered."""
         request = post or build_post(attachments, fields)
-        await self._pending.remember(request)
-        return _answer(await self._open_broker.ask(self._post_ticket(request), timeout_seconds=timeout_seconds))
+        try:
+            body = await self._open_broker.ask(self._post_ticket(request), timeout_seconds=timeout_seconds)
+        except TimeoutError:
+            await self._pending.remember(request)
+            raise
+        answer = _answer(body)
+        if answer.status == "accepted":
+            await self._pending.remember(request)
+        return answer
 
     async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncIterator[dict[str, Any]]:
         """Yields CloudEvents from the durable subscription `name`; an event is done when the next one is asked for."""

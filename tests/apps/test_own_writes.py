@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from gateway.maillog import MailLog
 from gateway.pending import PendingInMemory, PendingInRedis, open_pending
 from gateway.queue.broker import Done
 from gateway.queue.sqlite import SqliteBroker
-from gateway.queue.ticket import POST_CREATE
+from gateway.queue.ticket import POST_CREATE, Ticket
 from gateway.runtime import utc_now
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import open_database
@@ -78,6 +79,28 @@ async def test_a_request_that_failed_says_so(tmp_path: Path, database_url: str) 
         assert failed is not None
         assert failed["status"] == "failed"
         assert "is not in the store" in failed["reason"]
+
+
+class _Refusing:
+    """A queue whose acceptance says no, or that is away."""
+
+    def __init__(self, status: str = "") -> None:
+        self._status = status
+
+    async def ask(self, ticket: Ticket, *, timeout_seconds: float) -> bytes:
+        if not self._status:
+            raise gateway.QueueUnavailable("away")
+        return json.dumps({"id": ticket.id, "status": self._status}).encode()
+
+
+async def test_what_was_refused_or_never_queued_is_not_pending() -> None:
+    post = CreatePost.model_validate(WORDS)
+    refused, away = Client(broker=_Refusing("rejected")), Client(broker=_Refusing())  # type: ignore[arg-type]
+    assert (await refused.ask_post(post)).status == "rejected"
+    assert await refused.post(post.id) is None
+    with pytest.raises(gateway.QueueUnavailable):
+        await away.ask_post(post)
+    assert await away.post(post.id) is None
 
 
 async def test_others_know_nothing_of_it_without_a_cache(tmp_path: Path) -> None:
