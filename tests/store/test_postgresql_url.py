@@ -13,7 +13,7 @@ from gateway.store.postgresql_url import CONNECT_SECONDS, parse_postgresql_url
     [
         "postgresql://",
         "postgres:///store",
-        "postgresql://u:p%40ss@h:5433/store?sslmode=verify-full&sslrootcert=/etc/hosts",
+        "postgresql://u:p%40ss@h:5433/store?sslmode=verify-full&sslrootcert=/etc/passwd",
         "postgresql:///store?host=/run/postgresql",
         "postgresql://%2Frun%2Fpostgresql/store",
         "postgresql://u@[::1]:5432/store",
