@@ -147,8 +147,10 @@ class Postman:
             self._log.admin_not_told(admin.place, service=admin.service, why=failure)
             await in_thread(lambda: self._book.note_failed(admin, time.time()), seconds=BOOK_SECONDS)
             return
-        self._log.admin_told(admin.place, service=admin.service, alarms=len(alarms))
-        await in_thread(lambda: self._book.note_told(admin, alarms), seconds=BOOK_SECONDS)
+        try:
+            await in_thread(lambda: self._book.note_told(admin, alarms), seconds=BOOK_SECONDS)
+        finally:  # after the book: who reads this line knows that no process tells it again
+            self._log.admin_told(admin.place, service=admin.service, alarms=len(alarms))
 
     def _take_lock(self) -> int | None:
         """The right to tell; None while another has it. Where no lock can be made, telling twice beats not telling."""
