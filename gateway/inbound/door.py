@@ -23,6 +23,7 @@ from gateway.reply import Reply
 from gateway.runtime import Stop
 
 if TYPE_CHECKING:
+    from gateway.inbound.door_line import DoorLine
     from gateway.inbound.door_session import DoorSession
 
 _BACKLOG = 512
@@ -75,7 +76,7 @@ class Door:
         self.address = listen
         self._servers: list[asyncio.Server] = []
         self._socket_file: tuple[Path, int] | None = None
-        self._sessions: set[DoorSession] = set()
+        self._sessions: set[DoorLine] = set()
         self._clients: collections.Counter[str] = collections.Counter()
 
     async def serve(self, stop: Stop) -> None:
@@ -135,7 +136,7 @@ class Door:
         for session in tuple(self._sessions):
             session.abort()
 
-    def admit(self, session: DoorSession) -> Reply | None:
+    def admit(self, session: DoorLine) -> Reply | None:
         """Counts a session in; returns the reply that turns it away when there are too many.
 
         Who comes by a UNIX socket is a program of this machine that speaks for many: only the total counts for it.
@@ -151,7 +152,7 @@ class Door:
             return Reply(code=421, enhanced_status="4.3.2", text="too many connections, try again later")
         return None
 
-    def dismiss(self, session: DoorSession) -> None:
+    def dismiss(self, session: DoorLine) -> None:
         """Counts a session out."""
         self._sessions.discard(session)
         self._clients[session.client_group] -= 1
