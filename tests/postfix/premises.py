@@ -30,6 +30,10 @@ kind = "posts"
 [[mailboxes]]
 address = "*@bücher.example"
 kind = "posts"
+[[mailboxes]]
+address = "drop@{DOMAIN}"
+kind = "posts"
+who = "secret"
 """
 
 
