@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gateway.inbound.authenticate.dmarc import Identifier, PublicSuffixes, judge
 from gateway.inbound.authenticate.header import Header, Unreadable, read_header
@@ -13,16 +13,18 @@ from gateway.inbound.authenticate.resolver import Budget, Resolver
 from gateway.inbound.authenticate.result import Authentication, Result
 from gateway.inbound.authenticate.signatures import check_signatures
 from gateway.inbound.authenticate.spf import check_helo, check_mail_from
+from gateway.inbound.xforward import TrustedHosts
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse import Cage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedMta:
-    """Our own mail server: the name it signs its results with ('' for none), and the fields it marks junk by."""
+    """Our own mail server: the name it signs its results with ('' for none), the fields it marks junk by, where it stands."""
 
     authserv_id: str = ""
     junk_fields: Sequence[str] = ()
+    hosts: TrustedHosts = field(default_factory=TrustedHosts)
 
 
 class Authenticator:
@@ -39,9 +41,10 @@ class Authenticator:
         try:
             header = read_header(octets)
         except Unreadable as why:
-            return Authentication(verdict=Result.FAIL, reason=str(why))
-        found = await self._judged(envelope, octets, header)
-        return replace(found, junk=junk_verdict(header, self._trusted.junk_fields))
+            found = Authentication(verdict=Result.FAIL, reason=str(why))
+        else:
+            found = await self._judged(envelope, octets, header)
+        return replace(found, junk=junk_verdict(octets, self._trusted.junk_fields))
 
     async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
         author, doubt = _author(header)
@@ -52,6 +55,9 @@ class Authenticator:
             return replace(found, verdict=Result.FAIL, reason=doubt)
         await asyncio.to_thread(self._suffixes.warm)
         judged = await self._verdict(found, author, budget)
+        if told is not None and judged.is_proven and header.repeated() and judged.aligned_by != "login":
+            # Our mail server does not say which of them the signature was over.
+            return replace(judged, verdict=Result.FAIL, reason=f"it has more than one {min(header.repeated()).title()}")
         if told is None or judged.is_proven or _has_judged(told):
             return judged
         filled = _filled(told, await self._looked_up(envelope, octets, header, budget, author))
@@ -66,7 +72,8 @@ class Authenticator:
     async def _looked_up(
         self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str
     ) -> Authentication:
-        client, helo = envelope.client, envelope.helo
+        """SPF is for clients: by its own address a mail server of ours would vouch for all that it relays."""
+        client, helo = ("" if envelope.client in self._trusted.hosts else envelope.client), envelope.helo
         spf, helo_check, (dkim, arc) = await asyncio.gather(
             check_mail_from(client, envelope.mail_from, helo, budget.ask),
             check_helo(client, helo, budget.ask),

@@ -30,6 +30,9 @@ _MAX_FIELDS = 10
 _MAX_VALUE = 4 * 1024
 _MAX_COMMENTS = 50
 _BENDING = re.compile(r"[^A-Za-z0-9@.+_\[\]:/-]")
+MAX_JUNK_HEADER_BYTES = 1024 * 1024
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_FIELD = re.compile(rb"^([!-9;-~]{1,100})[ \t]*:(?:[ \t]|\r?\n[ \t]){0,50}([^\r\n]{0,80})", re.MULTILINE)
 _YES = re.compile(r"(?:yes|true|1)\b", re.IGNORECASE)
 
 
@@ -88,11 +91,16 @@ def _agreed(checks: Sequence[SpfCheck]) -> SpfCheck | None:
     return next(doubts, checks[0]) if checks else None
 
 
-def junk_verdict(header: Header, marks: Sequence[str]) -> str:
-    """The field that says the mail is junk, '' for none; a mark is a field's name, and `yes` its value."""
-    for field in header.fields:
-        if field.name in marks and _YES.match(field.value):
-            return f"{field.name}: {field.value[:40]}"
+def junk_verdict(octets: bytes, marks: Sequence[str]) -> str:
+    """The field that says the mail is junk, '' for none; a mark is a field's name, and `yes` its value.
+
+    Read leniently, from the raw header: an odd line must not hide what stands beside it.
+    """
+    end = _HEADER_END.search(octets, 0, MAX_JUNK_HEADER_BYTES)
+    for found in _FIELD.finditer(octets, 0, end.start() if end else MAX_JUNK_HEADER_BYTES):
+        name, value = found[1].decode("latin-1").lower(), found[2].decode("utf-8", "replace")
+        if name in marks and _YES.match(value):
+            return f"{name}: {value[:40]}"
     return ""
 
 
