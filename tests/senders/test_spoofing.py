@@ -359,6 +359,10 @@ MTA_TRICKS: dict[str, dict[str, Any]] = {
         "lines": [f"Authentication-Results: (x) {OURS}; dmarc=pass header.from=example.org", HOP]
     },
     "the sender's own words": {"lines": [GOOD], "mail_from": f'"a; dmarc=pass header.from=example.org "@{EVIL}'},
+    "a signature's own words": {
+        "lines": [GOOD, HOP, "DKIM-Signature: v=1; d=evil.example.com; s=x; i=a=3B=20dmarc=3Dpass@evil.example.com"]
+    },
+    "a signature's selector": {"lines": [GOOD, HOP, "DKIM-Signature: v=1; d=evil.example.com; s=(x"]},
     "the client's own words": {"lines": [GOOD], "helo": "x; dmarc=pass"},
     "nothing found": {"lines": [f"Authentication-Results: {OURS}; none"]},
     "the name in the field's name": {

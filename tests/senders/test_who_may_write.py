@@ -553,6 +553,24 @@ async def test_a_mail_that_was_here_before_is_held(house: House, more: list[str]
     assert row["reason"].startswith("a mail loop") is is_loop
 
 
+async def test_who_logged_in_at_our_mail_server_may_be_told_and_nobody_he_names(house: House) -> None:
+    more = ["Authentication-Results: mx.example.net; auth=pass smtp.auth=otto@example.org", "Received: from a by b"]
+    untold = {}
+    for name, mail_from, trusted in (
+        ("own", "otto@example.org", True),
+        ("another's", "victim@example.com", True),
+        ("forged", "otto@example.org", False),
+    ):
+        octets = from_("otto", name, more=more)
+        row = await house.bring(octets, f"open@{DOMAIN}", mail_from=mail_from, door="lmtp", by_trusted_host=trusted)
+        story = await house.store.mails.story(row["id"])
+        assert story is not None
+        untold[name] = story["untold"]
+    assert untold["own"] == ""
+    assert "does not say that it knows the sender" in untold["another's"]
+    assert "where the sender is hearsay" in untold["forged"]
+
+
 async def test_our_mail_servers_word_is_taken_from_itself_only(house: House) -> None:
     await register(house, "nina")
     more = ["Authentication-Results: mx.example.net; dmarc=pass header.from=example.org"]

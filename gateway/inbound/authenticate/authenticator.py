@@ -67,7 +67,7 @@ class Authenticator:
         if not self._trusted.authserv_id or not envelope.by_trusted_host:
             return None
         fields = own_results(header, self._trusted.authserv_id)
-        return read_results(fields, envelope) if fields else None
+        return read_results(fields, header, envelope) if fields else None
 
     async def _looked_up(
         self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str

@@ -12,7 +12,7 @@ Also home of what it says about junk: who marks his own mail as junk gets what h
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -20,7 +20,7 @@ import authres
 
 from gateway.inbound.authenticate.header import Field, Header
 from gateway.inbound.authenticate.result import Authentication, DmarcCheck, Result, SignatureCheck, SpfCheck
-from gateway.inbound.authenticate.signatures import MAX_TOLD
+from gateway.inbound.authenticate.signatures import MAX_TOLD, tags_of
 from gateway.mail.addresses import domain_to_ascii, parse_mailbox
 from gateway.mail.envelope import Envelope
 from gateway.mail.people import person_key
@@ -52,9 +52,9 @@ def _is_of(authserv_id: str, field: Field) -> bool:
     return named[:1] != [] and named[0].lower() == authserv_id.lower()
 
 
-def read_results(fields: Sequence[Field], envelope: Envelope) -> Authentication | None:
+def read_results(fields: Sequence[Field], header: Header, envelope: Envelope) -> Authentication | None:
     """What they say together; None when they cannot be read, or when the sender's own words could have written part of it."""
-    if any(_BENDING.search(text) for text in (envelope.mail_from, envelope.helo)):
+    if any(_BENDING.search(text) for text in _senders_words(header, envelope)):
         return None
     if len(fields) > _MAX_FIELDS or any(map(_is_beyond_measure, fields)):
         return None
@@ -79,6 +79,18 @@ def read_results(fields: Sequence[Field], envelope: Envelope) -> Authentication 
         dmarc=next(iter(dmarcs), DmarcCheck()),
         login=next(iter(logins), ""),
     )
+
+
+def _senders_words(header: Header, envelope: Envelope) -> Iterator[str]:
+    """What a filter writes into its field as it came: names of the envelope, and those of signatures."""
+    yield from (envelope.mail_from, envelope.helo)
+    for field in header.all("dkim-signature"):
+        try:
+            tags = tags_of(field.value)
+        except ValueError:
+            yield ";"  # nobody knows what a filter read there
+            continue
+        yield from (tags.get(name, "") for name in ("d", "i", "s"))
 
 
 def _is_beyond_measure(field: Field) -> bool:
