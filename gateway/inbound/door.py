@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from gateway.reply import Reply
 from gateway.runtime import Stop
 
 if TYPE_CHECKING:
+    from gateway.inbound.certificate import Certificates
+    from gateway.inbound.door_auth import Logins
     from gateway.inbound.door_line import DoorLine
     from gateway.inbound.door_session import DoorSession
 
@@ -33,7 +35,8 @@ _BACKLOG = 512
 class DoorLimits:
     """What one client may ask of the door (Postfix's values, but for the size).
 
-    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over.
+    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over;
+    `failed_login_seconds` passes before a wrong password is called wrong.
     """
 
     mail_bytes: int = 35 * 1024 * 1024
@@ -46,6 +49,8 @@ class DoorLimits:
     data_bytes_per_second: float = 500.0
     linger_seconds: float = 30.0
     drain_seconds: float = 15.0
+    handshake_seconds: float = 30.0
+    failed_login_seconds: float = 1.0
 
 
 class Door:
@@ -65,10 +70,14 @@ class Door:
         hostname: str,
         limits: DoorLimits | None = None,
         trusted_hosts: TrustedHosts | None = None,
+        certificates: Certificates | None = None,
+        logins: Logins | None = None,
         log: MailLog,
     ) -> None:
         self.intake = intake
         self.trusted_hosts = trusted_hosts or TrustedHosts()
+        self.certificates = certificates
+        self.logins = logins
         self.hostname = hostname
         self.limits = limits or DoorLimits()
         self.log = log
@@ -90,25 +99,28 @@ class Door:
         """Listens, on the inherited sockets where there are any; raises OSError when the address cannot be had."""
         address = parse_listen(self.address)
         if inherited:
-            await self._listen_on(inherited)
+            await self.listen_on(inherited, self._enter)
+            self.address = " ".join(spoken(listener) for listener in inherited)
         elif isinstance(address, UnixAddress):
             await self._listen_unix(address)
         else:
-            await self._listen_tcp(address)
+            self.address = await self.listen_tcp(address, self._enter)
         self.log.service(f"{self.name}-door", "listening", at=self.address)
 
-    async def _listen_on(self, inherited: Sequence[socket.socket]) -> None:
+    async def listen_on(self, inherited: Sequence[socket.socket], enter: Callable[[], DoorSession]) -> None:
+        """Listens on sockets that are open already."""
         loop = asyncio.get_running_loop()
         for listener in inherited:
             create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG))
-        self.address = " ".join(_spoken(listener) for listener in inherited)
+            self._servers.append(await create(enter, sock=listener, backlog=_BACKLOG))
 
-    async def _listen_tcp(self, address: TcpAddress) -> None:
+    async def listen_tcp(self, address: TcpAddress, enter: Callable[[], DoorSession]) -> str:
+        """Listens at an address; returns it with the port that it has."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG)
+        server = await loop.create_server(enter, address.host, address.port, backlog=_BACKLOG)
         self._servers.append(server)
-        self.address = f"{self.address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{server.sockets[0].getsockname()[1]}"
 
     async def _listen_unix(self, address: UnixAddress) -> None:
         listener = open_unix(address)
@@ -160,7 +172,7 @@ class Door:
             del self._clients[session.client_group]
 
 
-def _spoken(listener: socket.socket) -> str:
+def spoken(listener: socket.socket) -> str:
     """A socket's address as the settings write it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:

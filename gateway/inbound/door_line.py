@@ -3,7 +3,7 @@
 The lowest of three layers: `door_line` (connection and replies), `door_data` (DATA), `door_session` (the commands).
 Promises: a reply has its enhanced status and nothing unprintable; a fault of ours is 451 without its text; who is silent,
 reads nothing or makes too many errors is let go; what a refusal said is in the log once.
-Limits: no TLS, AUTH or PROXY yet: the client is whoever opened the connection.  Home of aiosmtpd.
+Limits: no PROXY yet: the client is whoever opened the connection.  Home of aiosmtpd.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's own words
 
 
 class DoorLine(SMTP):
-    """One connection; `ident` stands in its greeting, `replies_each` asks for one reply to the data for each recipient."""
+    """One connection; `ident` stands in its greeting, `replies_each` asks for one reply to the data for each recipient.
+
+    `tls` says how it is secured and `auth` who has logged in, '' where it is not or nobody has.
+    """
 
     ident: ClassVar[str]
     replies_each: ClassVar[bool] = False
@@ -60,10 +63,13 @@ class DoorLine(SMTP):
     envelope: Any
     transport: Any
     _reader: Any
+    _writer: Any
+    _wire: Any  # what carries the octets: under TLS no longer `transport`
 
     def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         self.gone = asyncio.Event()
         self.client = self.client_group = ""
+        self.tls = self.auth = ""
         self._door = door
         self._limits = door.limits
         self._command = ("CONNECT", "")
@@ -82,6 +88,7 @@ class DoorLine(SMTP):
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = transport
         peer = transport.get_extra_info("peername")
         self.client = str(peer[0]) if isinstance(peer, tuple) else "local"
         self.client_group = _group(self.client) if isinstance(peer, tuple) else ""
@@ -89,6 +96,8 @@ class DoorLine(SMTP):
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.gone.is_set():
+            return
         self._door.dismiss(self)
         self.gone.set()
         super().connection_lost(error)
@@ -98,7 +107,7 @@ class DoorLine(SMTP):
         self._hang_up(f"421 4.3.2 {self.hostname} is closing, try again later")
 
     def abort(self) -> None:
-        if isinstance(self.transport, asyncio.WriteTransport):
+        if self.transport is not None:
             self.transport.abort()
 
     async def _handle_client(self) -> None:

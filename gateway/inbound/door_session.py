@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,9 +57,13 @@ class DoorSession(DoorData):
         """Greets and says what is offered."""
         if not await self.greet(verb, hostname, extended=True):
             return
+        await self.welcome(self.hostname, *self.offers())
+
+    def offers(self) -> Sequence[str]:
+        """The extensions this client may use now."""
         size = f"SIZE {self._limits.mail_bytes}"
         more = [XFORWARD_OFFER] if self._may_forward() else []
-        await self.welcome(self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more)
+        return ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more]
 
     async def welcome(self, *offers: str) -> None:
         """Answers a greeting: the one reply without an enhanced status (RFC 2034, section 3)."""
