@@ -112,8 +112,8 @@ class AuthSession(TlsSession):
 
     def _getparams(self, params: Sequence[str]) -> Any:
         """Reads past AUTH= of MAIL (RFC 4954, section 5): a client's word about others, which we do not go by."""
-        kept = [item for item in params if not (item.startswith("AUTH=") and self._command[0] == "MAIL" and self.tls)]
-        return super()._getparams(kept)
+        is_offered = self._door.logins is not None and self.tls and self._command[0] == "MAIL"
+        return super()._getparams([item for item in params if not (is_offered and item.startswith("AUTH="))])
 
 
 class _Unreadable(Exception):

@@ -44,6 +44,7 @@ _ENHANCED = {
     "555": "5.5.4",
 }
 
+_SENDER_STATUS = "5.1.7"  # aiosmtpd calls a sender it cannot read a bad destination
 
 logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's own words; ours are in the mail log
 
@@ -145,6 +146,8 @@ class DoorLine(SMTP):
         line = status if isinstance(status, str) else bytes(status).decode("utf-8", "replace")
         match = _REPLY_LINE.match(line)
         code, enhanced, text = match.groups() if match else ("451", "4.3.0", "try again later")
+        if code == "553" and self._command[0] == "MAIL":
+            enhanced = _SENDER_STATUS
         reply = (
             Reply.from_peer(int(code), f"{enhanced or _ENHANCED.get(code, '')} {text}") if code[0] in "245" else None
         )

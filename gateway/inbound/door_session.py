@@ -12,7 +12,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.inbound.door_data import NULL_SENDER, DoorData
 from gateway.inbound.xforward import OFFER as XFORWARD_OFFER
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _JUNK_COMMANDS = frozenset({"NOOP", "HELP", "VRFY", "RSET", "HELO", "EHLO", "LHLO"})
 _PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: +(.*))?$")
+_SIZE = re.compile(r"[0-9]{1,20}")
 _HELO = re.compile(r"[!-~\u00a1-\U0010ffff]{1,255}")
 
 
@@ -100,7 +101,7 @@ class DoorSession(DoorData):
 
     async def smtp_VRFY(self, arg: str | None) -> None:
         self.note_command("VRFY")
-        await self.push("252 2.1.5 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
+        await self.push("252 2.0.0 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
 
     async def smtp_HELP(self, arg: str | None) -> None:
         await self.push(f"214 2.0.0 {self.hello} MAIL RCPT DATA RSET NOOP VRFY QUIT")
@@ -117,6 +118,11 @@ class DoorSession(DoorData):
     async def not_offered(self, verb: str) -> None:
         self.note_command(verb)
         await self.push(f"502 5.5.1 {verb} is not offered here")
+
+    def _getparams(self, params: Sequence[str]) -> Any:
+        """Reads parameters as aiosmtpd does, a size by RFC 1870, section 3: other digits than ASCII's raise there."""
+        sizes = [item[5:] for item in params if item.startswith("SIZE=")]
+        return super()._getparams(params) if all(map(_SIZE.fullmatch, sizes)) else None
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
         """Reads a path by our own grammar: the stdlib's turns `a@b@c` into the null sender."""
