@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gateway.inbound.intake import Intake
 from gateway.inbound.listen import TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
@@ -99,25 +99,25 @@ class Door:
         """Listens, on the inherited sockets where there are any; raises OSError when the address cannot be had."""
         address = parse_listen(self.address)
         if inherited:
-            await self.listen_on(inherited, self._enter)
+            await self.listen_on(inherited)
             self.address = " ".join(spoken(listener) for listener in inherited)
         elif isinstance(address, UnixAddress):
             await self._listen_unix(address)
         else:
-            self.address = await self.listen_tcp(address, self._enter)
+            self.address = await self.listen_tcp(address)
         self.log.service(f"{self.name}-door", "listening", at=self.address)
 
-    async def listen_on(self, inherited: Sequence[socket.socket], enter: Callable[[], DoorSession]) -> None:
-        """Listens on sockets that are open already."""
+    async def listen_on(self, inherited: Sequence[socket.socket], **tls: Any) -> None:
+        """Listens on sockets that are open already; `tls` is what asyncio's servers are told of TLS."""
         loop = asyncio.get_running_loop()
         for listener in inherited:
             create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await create(enter, sock=listener, backlog=_BACKLOG))
+            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG, **tls))
 
-    async def listen_tcp(self, address: TcpAddress, enter: Callable[[], DoorSession]) -> str:
+    async def listen_tcp(self, address: TcpAddress, **tls: Any) -> str:
         """Listens at an address; returns it with the port that it has."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(enter, address.host, address.port, backlog=_BACKLOG)
+        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG, **tls)
         self._servers.append(server)
         host = f"[{address.host}]" if ":" in address.host else address.host
         return f"{host}:{server.sockets[0].getsockname()[1]}"

@@ -4,8 +4,9 @@ A session of `DoorSession` that can be secured; its certificate is `Door.certifi
 Promises:
   * nothing that came in the clear survives: octets behind STARTTLS end the session (CVE-2011-0411), the client greets anew,
     and what it has said and sent is forgotten, but its errors are not;
-  * a handshake has its own deadline, counts as a session, and one that fails leaves nothing behind.
-Limits: octets that the client sent before our 354 and that are still a part of a TLS record are not noticed.
+  * a handshake has its own deadline, and one that fails leaves nothing behind.
+Limits: where TLS begins at once, a session counts for its client from the end of the handshake on.  Octets that the client
+sent before our 354 and that are still a part of a TLS record are not noticed.
 """
 
 from __future__ import annotations
@@ -22,25 +23,21 @@ if TYPE_CHECKING:
 
 
 class TlsSession(DoorSession):
-    """A session that may become, or begins (`is_tls_from_start`), a secured one."""
+    """A session that may become a secured one, or is from the start."""
 
-    def __init__(self, door: Door, loop: asyncio.AbstractEventLoop, *, is_tls_from_start: bool = False) -> None:
-        self._is_tls_from_start = is_tls_from_start
+    def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         self._is_shaking_hands = False
         super().__init__(door, loop)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if self._is_tls_from_start:
-            self.transport.pause_reading()  # what comes first is the client's half of the handshake, and no command
+        if transport.get_extra_info("ssl_object") is not None:
+            self._note_tls()
 
-    async def _handle_client(self) -> None:
-        if self._is_tls_from_start:
-            if self._turned_away is not None or self._door.certificates is None:
-                self._close()  # whoever expects TLS cannot read why
-                return
-            await self._secure(self._door.certificates.context())
-        await super()._handle_client()
+    def _note_tls(self) -> None:
+        ssl_object = self.transport.get_extra_info("ssl_object")
+        self.session.ssl = ssl_object  # not None: aiosmtpd then knows how to end it
+        self.tls = f"{ssl_object.version()} {ssl_object.cipher()[0]}"
 
     def _hang_up(self, line: str) -> None:
         if self._is_shaking_hands:
@@ -97,7 +94,6 @@ class TlsSession(DoorSession):
         self.transport = self._transport = self._reader._transport = self._writer._transport = secured
         self.session = self._create_session()
         self.session.peer = secured.get_extra_info("peername")
-        self.session.ssl = secured.get_extra_info("ssl_object")  # not None: aiosmtpd then knows how to end it
         self._set_rset_state()  # type: ignore[no-untyped-call]
-        self.tls = f"{self.session.ssl.version()} {self.session.ssl.cipher()[0]}"
+        self._note_tls()
         self._reset_timeout()

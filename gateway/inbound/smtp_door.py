@@ -6,10 +6,8 @@ Anyone may knock; what is promised and what is limited stands in the layers of a
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Sequence
-from functools import partial
 
 from gateway.inbound.door import Door, spoken
 from gateway.inbound.door_auth import AuthSession
@@ -39,11 +37,13 @@ class SmtpDoor(Door):
 
     async def start_tls(self, listen: str, inherited: Sequence[socket.socket] = ()) -> None:
         """Listens for them, too, beside `start`; raises OSError when the address cannot be had."""
-        enter = partial(SmtpSession, self, asyncio.get_running_loop(), is_tls_from_start=True)
-        address = parse_listen(listen)
+        if self.certificates is None:
+            raise ValueError("TLS needs a certificate")
+        context, address = self.certificates.listening_context(), parse_listen(listen)
+        tls = {"ssl": context, "ssl_handshake_timeout": self.limits.handshake_seconds}
         if inherited:
-            await self.listen_on(inherited, enter)
+            await self.listen_on(inherited, **tls)
             self.tls_address = " ".join(spoken(listener) for listener in inherited)
         elif isinstance(address, TcpAddress):
-            self.tls_address = await self.listen_tcp(address, enter)
+            self.tls_address = await self.listen_tcp(address, **tls)
         self.log.service("smtps-door", "listening", at=self.tls_address)
