@@ -58,9 +58,17 @@ def _listen(value: Any) -> Any:
     return value
 
 
+def _listen_with_options(value: Any) -> Any:
+    """The options themselves are the door's to judge."""
+    _listen(value.partition("?")[0] if isinstance(value, str) else value)
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Listen = Annotated[str, BeforeValidator(_listen)]
+MaybeListen = Annotated[str, BeforeValidator(lambda value: _listen(value) if value else value)]
+DoorListen = Annotated[str, BeforeValidator(_listen_with_options)]
 
 
 class _Table(BaseModel):
@@ -98,6 +106,12 @@ class LimitsTable(_Table):
     recipients: Annotated[int, Field(ge=1, le=10_000)] = 1000
     connections_per_client: Annotated[int, Field(ge=1)] = 50
     idle: Seconds = 300.0
+    rate_window: Seconds = 600.0
+    mails_per_client: Annotated[int, Field(ge=0)] = 1_000
+    recipients_per_client: Annotated[int, Field(ge=0)] = 5_000
+    errors_per_client: Annotated[int, Field(ge=0)] = 200
+    mails_per_sender: Annotated[int, Field(ge=0)] = 300
+    recipients_per_sender: Annotated[int, Field(ge=0)] = 3_000
     send_concurrency: Annotated[int, Field(ge=1, le=1000)] = 20
     ingest_concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
     cage_children: Annotated[int, Field(ge=1, le=64)] = 2
@@ -148,11 +162,14 @@ class Settings(_Table):
         ("capture:",), description="where email goes; capture: = files, never sent"
     )
     relays: tuple[RelayTable, ...] = Field((), description="relays with weight, streams, sender_domains")
-    smtp_listen: Listen = Field("127.0.0.1:2525", description="the SMTP door")
+    smtp_listen: DoorListen = Field("127.0.0.1:2525", description="the SMTP door; ?proxy=yes behind a load balancer")
     lmtp_listen: str = Field(
         "unix:{data_dir}/lmtp.sock", description="the LMTP door: HOST:PORT or unix:PATH?mode=&group="
     )
+    smtps_listen: MaybeListen = Field("", description="the SMTP door with TLS from the first octet on; empty = none")
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
+    tls_certificate: Path | None = Field(None, description="the SMTP door's certificate and chain (PEM); none = no TLS")
+    tls_key: Path | None = Field(None, description="its key (PEM); default: in the file of the certificate")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
         "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
@@ -191,6 +208,9 @@ class Settings(_Table):
             changes[key] = getattr(self, key).replace("{data_dir}", quote(str(data_dir)))
         changes["lmtp_listen"] = self.lmtp_listen.replace("{data_dir}", str(data_dir))
         changes["lmtp_listen"] = _socket_in(Path.cwd(), changes["lmtp_listen"])
+        for key in ("tls_certificate", "tls_key"):
+            if (path := getattr(self, key)) is not None:
+                changes[key] = path.absolute()
         if not self.relays:
             changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
         if not self.admins:
@@ -201,6 +221,11 @@ class Settings(_Table):
                 kinds = ("posts", "photos", "support")
                 changes["mailboxes"] = tuple(MailboxTable(address=f"{kind}@localhost", kind=kind) for kind in kinds)
         return self.model_copy(update=changes)
+
+    @property
+    def smtp_place(self) -> str:
+        """HOST:PORT of the SMTP door, without its options."""
+        return self.smtp_listen.partition("?")[0]
 
     def masked(self) -> dict[str, Any]:
         """What `gateway settings` prints: passwords in URLs replaced by ***, of admins' URLs all but the scheme."""
@@ -298,7 +323,7 @@ def _from_file(
             problems.append(Problem(f"{key} ({path})", f"unknown key{_nearest(key)}"))
             del table[key]
     folder = path.absolute().parent
-    for key in ("data_dir", "templates_dir"):
+    for key in ("data_dir", "templates_dir", "tls_certificate", "tls_key"):
         if isinstance(table.get(key), str):
             table[key] = str(folder / table[key])
     for key in ("queue_url", "database_url"):

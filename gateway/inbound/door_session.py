@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.inbound.door_data import NULL_SENDER, DoorData
 from gateway.inbound.xforward import OFFER as XFORWARD_OFFER
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from gateway.inbound.door import Door
 
 _JUNK_COMMANDS = frozenset({"NOOP", "HELP", "VRFY", "RSET", "HELO", "EHLO", "LHLO"})
+# A web page that makes a browser speak to us hides a mail in its request: whoever says these words is shown out at the first.
+_WEB_METHODS = ("GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE")
 _PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: +(.*))?$")
-_HELO = re.compile(r"[!-~\u00a1-\U0010ffff]{1,255}")
+_SIZE = re.compile(r"[0-9]{1,20}")
+_HELO = re.compile(
+    r"[!-~\u00a1-\ud7ff\ue000-\U0010ffff]{1,255}"
+)  # no surrogates: they stand for octets that are no text
 
 
 class DoorSession(DoorData):
@@ -34,6 +39,8 @@ class DoorSession(DoorData):
         super().__init__(door, loop)
         for verb in _JUNK_COMMANDS & self._smtp_methods.keys():
             self._smtp_methods[verb] = partial(self._do_junk, self._smtp_methods[verb])
+        for verb in _WEB_METHODS:
+            self._smtp_methods[verb] = partial(self._show_out, verb)
 
     async def _do_junk(self, command: Callable[[str | None], Awaitable[None]], arg: str | None) -> None:
         """Obeys a command that brings no mail nearer, unless there were too many of them since the last mail."""
@@ -41,6 +48,11 @@ class DoorSession(DoorData):
             await asyncio.sleep(0)  # the connection's end is noticed before the next command
         else:
             await command(arg)
+
+    async def _show_out(self, verb: str, arg: str | None) -> None:
+        self.note_command(verb)
+        await self.push("421 4.7.0 this is a mail server, and no web server, closing")
+        self._close()
 
     async def greet(self, verb: str, hostname: str | None, *, extended: bool) -> bool:
         """Begins anew after HELO, EHLO or LHLO; False when the client's name is none."""
@@ -57,9 +69,13 @@ class DoorSession(DoorData):
         """Greets and says what is offered."""
         if not await self.greet(verb, hostname, extended=True):
             return
+        await self.welcome(self.hostname, *self.offers())
+
+    def offers(self) -> Sequence[str]:
+        """The extensions this client may use now."""
         size = f"SIZE {self._limits.mail_bytes}"
         more = [XFORWARD_OFFER] if self.is_trusted_host else []
-        await self.welcome(self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more)
+        return ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more]
 
     async def welcome(self, *offers: str) -> None:
         """Answers a greeting: the one reply without an enhanced status (RFC 2034, section 3)."""
@@ -93,7 +109,7 @@ class DoorSession(DoorData):
 
     async def smtp_VRFY(self, arg: str | None) -> None:
         self.note_command("VRFY")
-        await self.push("252 2.1.5 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
+        await self.push("252 2.0.0 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
 
     async def smtp_HELP(self, arg: str | None) -> None:
         await self.push(f"214 2.0.0 {self.hello} MAIL RCPT DATA RSET NOOP VRFY QUIT")
@@ -110,6 +126,11 @@ class DoorSession(DoorData):
     async def not_offered(self, verb: str) -> None:
         self.note_command(verb)
         await self.push(f"502 5.5.1 {verb} is not offered here")
+
+    def _getparams(self, params: Sequence[str]) -> Any:
+        """Reads parameters as aiosmtpd does, a size by RFC 1870, section 3: other digits than ASCII's raise there."""
+        sizes = [item[5:] for item in params if item.startswith("SIZE=")]
+        return super()._getparams(params) if all(map(_SIZE.fullmatch, sizes)) else None
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
         """Reads a path by our own grammar: the stdlib's turns `a@b@c` into the null sender."""

@@ -75,7 +75,8 @@ class LoopGuard:
 
     def judge(self, envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling:
         """The verdict on a mail; `text` is its plain text where that is known, to guess its language by."""
-        is_proven = is_verified or bool(envelope.auth)
+        # A mail server of ours may log in as well; then its login is no word about the senders whose mail it brings.
+        is_proven = is_verified or (envelope.is_sender_by_login and not envelope.by_trusted_host)
         doubt = "" if is_proven else self.doubt_of_sender(envelope)
         if untold := doubt or self.doubt_of_address(envelope.mail_from):
             return Telling(untold=untold)

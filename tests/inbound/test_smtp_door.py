@@ -309,6 +309,7 @@ async def test_who_pipelines_a_flood_is_served_in_turn_and_ended(
     door = await house.open_door()
     floods = [await talk_with(door) for _ in range(5)]
     for flood in floods:
+        assert (await flood.reply()).startswith("220")
         flood.writer.write(f"{command}\r\n".encode() * 20_000)
     talk = await talk_with(door)
     async with asyncio.timeout(2):
@@ -326,8 +327,8 @@ async def test_a_flood_without_a_limit_lets_others_have_their_turn_after_each_co
 ) -> None:
     door = await house.open_door(junk_commands=10**9)
     flood = await talk_with(door)
-    flood.writer.write(b"HELP\r\n" * 2_000)
     await flood.reply()
+    flood.writer.write(b"HELP\r\n" * 2_000)
     await flood.reply()
     assert (await flood.reply()).startswith("214")
     talk = await talk_with(door)

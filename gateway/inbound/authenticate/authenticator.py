@@ -49,19 +49,21 @@ class Authenticator:
     async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
         author, doubt = _author(header)
         budget = Budget(self._resolver)
+        if envelope.author_by_login and envelope.author_by_login == author:
+            return _by_login(author)
         told = self._told_by_mta(envelope, header)
         found = told or await self._looked_up(envelope, octets, header, budget, author)
         if doubt:
             return replace(found, verdict=Result.FAIL, reason=doubt)
         await asyncio.to_thread(self._suffixes.warm)
-        judged = await self._verdict(found, author, budget)
+        judged = await self._verdict(envelope, found, author, budget)
         if told is not None and judged.is_proven and header.repeated() and judged.aligned_by != "login":
             # Our mail server does not say which of them the signature was over.
             return replace(judged, verdict=Result.FAIL, reason=f"it has more than one {min(header.repeated()).title()}")
         if told is None or judged.is_proven or _has_judged(told):
             return judged
         filled = _filled(told, await self._looked_up(envelope, octets, header, budget, author))
-        return await self._verdict(filled, author, budget)
+        return await self._verdict(envelope, filled, author, budget)
 
     def _told_by_mta(self, envelope: Envelope, header: Header) -> Authentication | None:
         if not self._trusted.authserv_id or not envelope.by_trusted_host:
@@ -72,16 +74,23 @@ class Authenticator:
     async def _looked_up(
         self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str
     ) -> Authentication:
-        """SPF is for clients: by its own address a mail server of ours would vouch for all that it relays."""
+        """After a login the host says nothing of who wrote: it is somebody's own machine, and he has said who he is.
+
+        Neither does a mail server of ours by its address: it would vouch for all that it relays.
+        """
+        signatures = check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author))
+        if envelope.auth:
+            dkim, arc = await signatures
+            return Authentication(source="own", dkim=dkim, arc=arc)
         client, helo = ("" if envelope.client in self._trusted.hosts else envelope.client), envelope.helo
         spf, helo_check, (dkim, arc) = await asyncio.gather(
             check_mail_from(client, envelope.mail_from, helo, budget.ask),
             check_helo(client, helo, budget.ask),
-            check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author)),
+            signatures,
         )
         return Authentication(source="own", spf=spf, helo=helo_check, dkim=dkim, arc=arc)
 
-    async def _verdict(self, found: Authentication, author: str, budget: Budget) -> Authentication:
+    async def _verdict(self, envelope: Envelope, found: Authentication, author: str, budget: Budget) -> Authentication:
         """SPF of HELO is left out: it says who runs the host, not who wrote the mail."""
         domain = _domain(author)
         found = replace(found, author=author)
@@ -94,6 +103,10 @@ class Authenticator:
         if not any(item.result in (Result.PASS, Result.TEMPERROR) for item in identifiers):
             # Whatever the domain says of itself cannot change that, so that it is not asked.
             reason = f"neither a signature nor the sending host vouches for {domain}"
+            if envelope.auth:
+                reason = (
+                    f"{envelope.auth} has logged in, which is not the author, and no signature vouches for {domain}"
+                )
             return replace(found, verdict=Result.FAIL, reason=reason)
         judged = await judge(domain, identifiers, budget.ask, self._suffixes)
         return replace(
@@ -116,6 +129,17 @@ def _filled(told: Authentication, own: Authentication) -> Authentication:
     spf = own.spf if told.spf.result is Result.NONE else told.spf
     helo = own.helo if told.helo.result is Result.NONE else told.helo
     return replace(told, source="both", spf=spf, helo=helo, dkim=told.dkim or own.dkim, arc=own.arc)
+
+
+def _by_login(author: str) -> Authentication:
+    return Authentication(
+        verdict=Result.PASS,
+        reason="",
+        author=author,
+        aligned_domain=_domain(author),
+        aligned_by="login",
+        source="login",
+    )
 
 
 def _by_word_of_mta(found: Authentication, domain: str) -> Authentication:
