@@ -31,6 +31,10 @@ kind = "posts"
 address = "*@bücher.example"
 kind = "posts"
 [[mailboxes]]
+address = "members@{DOMAIN}"
+kind = "posts"
+who = "members"
+[[mailboxes]]
 address = "drop@{DOMAIN}"
 kind = "posts"
 who = "secret"
