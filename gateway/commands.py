@@ -136,6 +136,7 @@ async def explain(
         rcpt_to=tuple(rcpt_to),
         received_at=utc_now(),
         door="explain",
+        by_trusted_host=True,
         client=client,
         helo=helo,
     )
