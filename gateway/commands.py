@@ -214,6 +214,17 @@ async def cancel(settings: Settings, item: str) -> int:
         return await operator.cancel(item) if operator else 0
 
 
+async def hold(settings: Settings, items: Sequence[str]) -> dict[str, int]:
+    """What is not yet sent of these emails waits for a person; how many recipients of each.
+
+    Raises PermanentFailure for an id that is not one email's.
+    """
+    async with _operator(settings) as operator:
+        if operator is None:
+            raise PermanentFailure(f"nothing is known of {items[0]}")
+        return {item: await operator.hold(item) for item in items}
+
+
 async def retry_dead(settings: Settings, number: str) -> bool:
     async with _operator(settings) as operator:
         return operator is not None and await operator.retry_dead(number)

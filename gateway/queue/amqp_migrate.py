@@ -25,7 +25,8 @@ from gateway.queue.amqp_link import CONNECT_SECONDS
 from gateway.queue.amqp_ticket import copy
 from gateway.queue.amqp_url import user_of
 from gateway.queue.delays import STEPS, delay_queue
-from gateway.queue.topology import COMMAND_QUEUES, COMMANDS, EVENTS, ExchangeSpec, Looking, QueueSpec, Spec
+from gateway.queue.ticket import COMMAND_QUEUES
+from gateway.queue.topology import COMMANDS, EVENTS, ExchangeSpec, Looking, QueueSpec, Spec
 
 _INTERIM = "gateway.migrating."
 

@@ -32,17 +32,12 @@ from gateway.queue.amqp_faults import RPC_SECONDS, open_channel
 from gateway.queue.broker import DELIVERY_LIMIT
 from gateway.queue.delays import STEPS, delay_queue
 from gateway.queue.ticket import (
+    COMMAND_QUEUES,
     DEAD_CRASHED,
     DEAD_FAILED,
-    EMAIL_BROADCAST,
-    EMAIL_CONTROL,
-    EMAIL_SEND,
-    EMAIL_SEND_BULK,
     EMAIL_SEND_SERIAL,
-    EMAIL_SEND_URGENT,
-    MAIL_INBOUND,
-    PHOTO_RENDER,
-    POST_CREATE,
+    HOME_QUEUES,
+    SUBSCRIBER,
     SUSPECT,
     UNROUTABLE,
     retry_queue,
@@ -51,18 +46,7 @@ from gateway.queue.ticket import (
 COMMANDS = "gateway.commands"
 EVENTS = "gateway.events"
 CENSUS = "gateway.census"
-COMMAND_QUEUES = (
-    EMAIL_SEND,
-    EMAIL_SEND_URGENT,
-    EMAIL_SEND_BULK,
-    EMAIL_SEND_SERIAL,
-    EMAIL_BROADCAST,
-    EMAIL_CONTROL,
-    POST_CREATE,
-)
-HOME_QUEUES = (MAIL_INBOUND, *COMMAND_QUEUES, PHOTO_RENDER)
 DEAD_BOXES = (DEAD_FAILED, DEAD_CRASHED)
-SUBSCRIBER = "subscriber."
 
 MAX_TICKETS = 2_000_000
 NEVER = 1_000_000_000  # deliveries: a limit that is written out and never reached
