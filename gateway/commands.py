@@ -275,6 +275,19 @@ async def check_templates(settings: Settings) -> list[Problem]:
 async def _look_at_queue(settings: Settings) -> list[Finding]:
     from gateway.watch import doctor as look
 
+    if queue_file(settings.queue_url) is None:
+        from gateway.queue.amqp_survey import survey
+        from gateway.queue.amqp_url import amqp_urls
+
+        surveyed = await survey(amqp_urls(settings.queue_url))
+        findings = [look.Finding(what="queue", **asdict(item)) for item in surveyed.found]
+        return findings + (await _look_into_queue(settings) if surveyed.is_whole else [])
+    return await _look_into_queue(settings)
+
+
+async def _look_into_queue(settings: Settings) -> list[Finding]:
+    from gateway.watch import doctor as look
+
     try:
         async with open_queue(settings) as broker:
             return look.check_queues(await broker.depths())

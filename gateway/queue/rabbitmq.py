@@ -36,6 +36,7 @@ from gateway.queue.amqp_link import Link
 from gateway.queue.amqp_publisher import BLOCKED, REPLY_TO, Publisher, Unroutable, question_id
 from gateway.queue.amqp_ticket import Arrived, death_notes, refuse_unfit, suspect, to_message, waits
 from gateway.queue.amqp_url import amqp_urls, user_of
+from gateway.queue.amqp_version import refuse_without_streams
 from gateway.queue.broker import Dead, DeadTicket, Depth, Event, Later, Outcome, Suspect
 from gateway.queue.delays import STEPS, delay_queue, step_for
 from gateway.queue.ticket import (
@@ -105,6 +106,7 @@ class RabbitmqBroker:
     async def _prepare(self, connection: AbstractConnection) -> None:
         self._ladders.clear()
         if self.is_house:
+            await refuse_without_streams(connection)
             await topology.declare(connection)
 
     async def _prepare_consuming(self, connection: AbstractConnection) -> None:
