@@ -442,6 +442,12 @@ def store_grants(settings: Settings, *, app_role: str, worker_role: str, schema:
     return grant_statements(app_role=app_role, worker_role=worker_role, schema=schema)
 
 
+async def what_moves(settings: Settings, source: str, target: str) -> list[app.Move]:
+    """What `gateway move` carries: the one named, or all that the settings left behind in `data_dir`."""
+    app.check_values(settings)
+    return [await app.what_moves(source, target)] if source else await app.what_is_left(settings)
+
+
 async def migrate_queues(settings: Settings) -> list[str]:
     """Brings RabbitMQ's declarations to this version's; a line for each change. Raises SettingsError for another engine."""
     from gateway.queue.amqp_migrate import migrate
