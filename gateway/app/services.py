@@ -58,14 +58,24 @@ async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
 
 async def _open_door(kind: type[D], key: str, parts: Parts, stack: AsyncExitStack, **more: Any) -> D:
     from gateway.inbound.door import DoorLimits
+    from gateway.inbound.door_limits import Shares
     from gateway.inbound.xforward import TrustedHosts
 
-    settings = parts.settings
+    settings, wanted = parts.settings, parts.settings.limits
+    shares = Shares(
+        window_seconds=wanted.rate_window,
+        mails_per_client=wanted.mails_per_client,
+        recipients_per_client=wanted.recipients_per_client,
+        errors_per_client=wanted.errors_per_client,
+        mails_per_sender=wanted.mails_per_sender,
+        recipients_per_sender=wanted.recipients_per_sender,
+    )
     limits = DoorLimits(
-        mail_bytes=settings.limits.mail_bytes,
-        recipients=settings.limits.recipients,
-        connections_per_client=settings.limits.connections_per_client,
-        idle_seconds=settings.limits.idle,
+        mail_bytes=wanted.mail_bytes,
+        recipients=wanted.recipients,
+        connections_per_client=wanted.connections_per_client,
+        idle_seconds=wanted.idle,
+        shares=shares,
     )
     listen = getattr(settings, key)
     door = kind(
