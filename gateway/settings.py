@@ -295,10 +295,15 @@ def _keep_one_spelling(values: dict[str, Any], source: Sequence[Any], problems: 
 def _masked(value: Any) -> Any:
     """The same value with the password of every URL in it hidden, up to the last @: a password may hold one."""
     if isinstance(value, str):
-        return _URL_PASSWORD.sub(r"\1:***@", value)
+        return without_secrets(value)
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+def without_secrets(text: str) -> str:
+    """The text with the passwords of the URLs in it hidden."""
+    return _URL_PASSWORD.sub(r"\1:***@", text)
 
 
 def shown_service(url: str) -> str:

@@ -152,6 +152,7 @@ class DoorData(DoorLine):
             helo=forwarded.helo if forwarded else self.session.host_name,
             tls=self.tls,
             auth=self.auth,
+            by_trusted_host=self.is_trusted_host,
         )
         try:
             mail_id = await self._door.intake.accept(envelope, await incoming.octets())

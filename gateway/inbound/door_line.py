@@ -119,6 +119,13 @@ class DoorLine(SMTP):
         self._turned_away = self._door.admit(self)
         super().connection_made(transport)
 
+    @property
+    def is_trusted_host(self) -> bool:
+        """Whether a mail server of ours speaks: one of `trusted_hosts`, or who may open the UNIX socket; not who is a
+        client on whose behalf it speaks.
+        """
+        return not self.client_group or self.client in self._door.trusted_hosts
+
     def connection_lost(self, error: Exception | None) -> None:
         if self.gone.is_set():
             return

@@ -74,7 +74,7 @@ class DoorSession(DoorData):
     def offers(self) -> Sequence[str]:
         """The extensions this client may use now."""
         size = f"SIZE {self._limits.mail_bytes}"
-        more = [XFORWARD_OFFER] if self._may_forward() else []
+        more = [XFORWARD_OFFER] if self.is_trusted_host else []
         return ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more]
 
     async def welcome(self, *offers: str) -> None:
@@ -98,7 +98,7 @@ class DoorSession(DoorData):
     async def smtp_XFORWARD(self, arg: str | None) -> None:
         """Hears whose mail comes next; the facts live as long as the envelope, which is one mail."""
         self.note_command("XFORWARD", arg)
-        if not self._may_forward():
+        if not self.is_trusted_host:
             await self.push("550 5.7.1 XFORWARD is for trusted hosts")
         elif self.envelope.mail_from:
             await self.push("503 5.5.1 XFORWARD comes before MAIL")
@@ -106,9 +106,6 @@ class DoorSession(DoorData):
             known = getattr(self.envelope, "forwarded", None)
             self.envelope.forwarded, reply = read_xforward(arg or "", known)
             await self.push(str(reply))
-
-    def _may_forward(self) -> bool:
-        return not self.client_group or self.client in self._door.trusted_hosts
 
     async def smtp_VRFY(self, arg: str | None) -> None:
         self.note_command("VRFY")

@@ -1,6 +1,7 @@
 """The envelope of an inbound mail: who it is really from and to, and how it came.  Headers are hearsay.
 
 Minted by a door, carried in the ticket's headers beside the exact octets, stored with the mail.
+A ticket without `by_trusted_host`, of an older version or of another program, was not handed over by one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ class Envelope:
     """`mail_from` is '' for the null sender; `rcpt_to` keeps the order in which the client named them.
 
     `tls` is the protocol and cipher, `auth` who logged in: a user's name, or `app:NAME`.
+    `by_trusted_host`: a mail server of ours handed it over (a host of `trusted_hosts`, or who may open the LMTP socket).  Its
+    word about the mail counts; that says nothing of who wrote the mail, since such a server brings the whole world's.
     """
 
     mail_id: str
@@ -31,6 +34,7 @@ class Envelope:
     helo: str = ""
     tls: str = ""
     auth: str = ""
+    by_trusted_host: bool = False
 
     @property
     def author_by_login(self) -> str:
@@ -47,7 +51,7 @@ class Envelope:
         )
 
     def to_headers(self) -> dict[str, Any]:
-        """The ticket headers of the queue contract (mail_from, rcpt_to, client, helo, tls, auth, received_at, door)."""
+        """The ticket headers of the queue contract; `by_trusted_host` may be missing, and then was not so."""
         return {
             "mail_from": self.mail_from,
             "rcpt_to": list(self.rcpt_to),
@@ -57,6 +61,7 @@ class Envelope:
             "auth": self.auth,
             "received_at": self.received_at.isoformat(),
             "door": self.door,
+            "by_trusted_host": self.by_trusted_host,
         }
 
     @classmethod
@@ -73,5 +78,6 @@ class Envelope:
             mail_from=str(headers["mail_from"]),
             rcpt_to=tuple(rcpt_to),
             received_at=received_at,
+            by_trusted_host=headers.get("by_trusted_host") is True,
             **{key: str(headers.get(key) or "") for key in ("door", "client", "helo", "tls", "auth")},
         )
