@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.inbound.door_data import NULL_SENDER, DoorData
 from gateway.inbound.xforward import OFFER as XFORWARD_OFFER
@@ -43,15 +43,14 @@ class DoorSession(DoorData):
 
     async def _do_junk(self, command: Callable[[str | None], Awaitable[None]], arg: str | None) -> None:
         """Obeys a command that brings no mail nearer, unless there were too many of them since the last mail."""
-        if self.count_junk():
-            await asyncio.sleep(0)  # the connection's end is noticed before the next command
+        if last_word := self.count_junk():
+            await self.push(str(last_word))
         else:
             await command(arg)
 
     async def _show_out(self, verb: str, arg: str | None) -> None:
         self.note_command(verb)
         await self.push("421 4.7.0 this is a mail server, and no web server, closing")
-        self._close()
 
     async def greet(self, verb: str, hostname: str | None, *, extended: bool) -> bool:
         """Begins anew after HELO, EHLO or LHLO; False when the client's name is none."""
@@ -124,6 +123,10 @@ class DoorSession(DoorData):
     async def not_offered(self, verb: str) -> None:
         self.note_command(verb)
         await self.push(f"502 5.5.1 {verb} is not offered here")
+
+    def _getparams(self, params: Sequence[str]) -> Any:
+        """The parameters of MAIL and RCPT; None for words that are none: `SIZE=²` is a digit for the stdlib, and no number."""
+        return super()._getparams(params) if all(word.isascii() for word in params) else None
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
         """Reads a path by our own grammar: the stdlib's turns `a@b@c` into the null sender."""

@@ -2,7 +2,8 @@
 
 `C: line` is sent with CR LF; `C| octets` is sent as it stands, with Python's escapes; `S: pattern` must match the next reply
 (`*` for anything, lines of one reply joined by ` / `); `S: (closed)` expects the end; `K: n` is the number of mails kept so
-far; `# …` is a comment; `L: limit value` sets a limit of the door and stands first.
+far; `# …` is a comment; `L: limit value` sets a limit of the door, the intake or a share and stands first; `L: proxy yes` makes us
+a trusted host that begins with a PROXY header.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import House, Talk
 
+from gateway.inbound.door import Door
+from gateway.inbound.door_limits import Shares
+from gateway.inbound.intake import IntakeLimits
 from gateway.inbound.lmtp_door import LmtpDoor
 from gateway.inbound.smtp_door import SmtpDoor
+from gateway.inbound.xforward import TrustedHosts
+from gateway.web.provenance import parse_networks
 
 DIALOGUES = sorted((Path(__file__).parent / "dialogues").rglob("*.txt"))
 
@@ -23,16 +29,30 @@ DIALOGUES = sorted((Path(__file__).parent / "dialogues").rglob("*.txt"))
 async def test_the_door_keeps_to_the_dialogue(path: Path, house: House) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     limits = dict(line[3:].split() for line in lines if line.startswith("L: "))
-    kind = LmtpDoor if path.parent.name == "lmtp" else SmtpDoor
-    door = await house.open_door(
-        kind, **{name: float(value) if "." in value else int(value) for name, value in limits.items()}
-    )
+    door = await open_door(house, LmtpDoor if path.parent.name == "lmtp" else SmtpDoor, limits)
     talk = await Talk.with_door(door)
     try:
         for number, line in enumerate(lines, 1):
             await play(line, talk, house, where=f"{path.name}, line {number}: {line}")
     finally:
         talk.close()
+
+
+async def open_door(house: House, kind: type[Door], words: dict[str, str]) -> Door:
+    is_proxied = words.pop("proxy", "no") == "yes"
+    limits = {name: float(value) if "." in value else int(value) for name, value in words.items()}
+    shares, intake = (
+        {name: limits.pop(name) for name in of.__dataclass_fields__ if name in limits and name != "mail_bytes"}
+        for of in (Shares, IntakeLimits)
+    )
+    return await house.open_door(
+        kind,
+        listen=f"127.0.0.1:0?proxy={'yes' if is_proxied else 'no'}",
+        trusted_hosts=TrustedHosts(parse_networks(["127.0.0.1"])) if is_proxied else None,
+        intake=house.intake(limits=IntakeLimits(**intake)) if intake else None,
+        shares=Shares(**shares),
+        **limits,
+    )
 
 
 async def play(line: str, talk: Talk, house: House, *, where: str) -> None:
@@ -53,4 +73,4 @@ async def play(line: str, talk: Talk, house: House, *, where: str) -> None:
 
 
 def test_there_are_dialogues() -> None:
-    assert len(DIALOGUES) > 15
+    assert len(DIALOGUES) > 40
