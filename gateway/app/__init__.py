@@ -17,6 +17,7 @@ from gateway.app.making import (
     Store,
     admins,
     alarm_book,
+    is_loopback,
     ledger_mark,
     mailboxes,
     open_authenticator,
@@ -32,6 +33,7 @@ from gateway.app.making import (
     relay_spec,
     router,
     say_goodbye,
+    tls_pair,
 )
 from gateway.app.parts import Parts
 from gateway.app.services import BUILDERS
@@ -49,6 +51,7 @@ __all__ = [
     "build_suspects",
     "check_values",
     "database_file",
+    "is_loopback",
     "ledger_mark",
     "mailboxes",
     "open_authenticator",
@@ -64,6 +67,7 @@ __all__ = [
     "relay_spec",
     "router",
     "start",
+    "tls_pair",
     "work_suspects",
 ]
 

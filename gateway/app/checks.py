@@ -18,6 +18,7 @@ from gateway.app.making import (
     relay_spec,
     resolver,
     router,
+    tls_pair,
 )
 from gateway.client import open_broker, queue_file
 from gateway.errors import Problem, SettingsError
@@ -43,6 +44,7 @@ def check_values(settings: Settings) -> None:
         ("cache_url", lambda: open_pending(settings.cache_url)),
         ("smtp_listen", lambda: _check_door(settings, settings.smtp_listen)),
         ("lmtp_listen", lambda: _check_door(settings, settings.lmtp_listen)),
+        ("tls_certificate", lambda: tls_pair(settings)),
         ("dns_servers", lambda: resolver(settings)),
         ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
         ("trusted_hosts", lambda: our_names(settings)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.app.making import (
@@ -17,13 +18,16 @@ from gateway.app.making import (
     open_store_patiently,
     open_templates,
     open_tokens,
+    tls_pair,
 )
+from gateway.errors import Problem, SettingsError
 from gateway.maillog import MailLog
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.activation import Activation
+    from gateway.inbound.certificate import Certificates
     from gateway.inbound.confirm import ConfirmDesk
     from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from gateway.store.blobs import BlobStore
     from gateway.store.outage import OutageLedger
     from gateway.watch.alarms.facts import Eyes, Sources
+    from gateway.web.passwords import Passwords
+    from gateway.web.throttle import LoginThrottle
 
 T = TypeVar("T")
 
@@ -101,6 +107,35 @@ class Parts:
         templates: TemplateSet = self._open["templates"]
         return templates
 
+    def certificates(self) -> Certificates | None:
+        """The door's certificate, None where there is no TLS; raises SettingsError where it cannot be used."""
+        from gateway.inbound.certificate import Certificates
+
+        pair = tls_pair(self.settings)
+        if pair is not None and "certificates" not in self._open:
+            try:
+                self._open["certificates"] = Certificates(pair, on_fault=self._say_certificate_failed)
+            except ValueError as error:
+                raise SettingsError([Problem("tls_certificate", str(error))]) from None
+        certificates: Certificates | None = self.opened("certificates")
+        return certificates
+
+    def _say_certificate_failed(self, fault: Exception) -> None:
+        self.log.service_failed("certificate (the old one stays in use)", error=fault)
+
+    def passwords(self) -> Passwords:
+        from gateway.web.passwords import Passwords
+
+        passwords: Passwords = self._open.setdefault("passwords", Passwords())
+        return passwords
+
+    def throttle(self) -> LoginThrottle:
+        """Counts wrong passwords of the pages and of the door together."""
+        from gateway.web.throttle import LoginThrottle
+
+        throttle: LoginThrottle = self._open.setdefault("throttle", LoginThrottle())
+        return throttle
+
     async def pool(self, stack: AsyncExitStack) -> RelayPool:
         return await self._once("pool", stack, lambda: open_pool(self.settings, self.log))
 
@@ -124,11 +159,13 @@ class Parts:
         from gateway.store.accounting import Accounting
         from gateway.watch.alarms.facts import Sources
 
-        queue, store, pool = (self.opened(name) for name in ("queue", "store", "pool"))
+        names = ("queue", "store", "pool", "certificates")
+        queue, store, pool, certificates = (self.opened(name) for name in names)
         return Sources(
             depths=queue.depths if queue else None,
             held=Accounting(store.database).held_faults if store else None,
             relays=pool.health if pool else (),
+            certificate=partial(certificates.judge, hostname=self.settings.hostname) if certificates else None,
             data_dir=self.settings.data_dir,
             min_free_bytes=self.settings.min_free_bytes,
             old_seconds=self.settings.limits.oldest_ticket,

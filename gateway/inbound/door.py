@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gateway.inbound.door_limits import Shares, Spent, Throttle, is_loopback, sender_key
 from gateway.inbound.intake import Intake
@@ -24,6 +24,8 @@ from gateway.reply import Reply
 from gateway.runtime import Stop
 
 if TYPE_CHECKING:
+    from gateway.inbound.certificate import Certificates
+    from gateway.inbound.door_auth import Logins
     from gateway.inbound.door_line import DoorLine
     from gateway.inbound.door_session import DoorSession
 
@@ -37,7 +39,8 @@ class DoorLimits:
 
     `put_off` is how often a session may be told to try again later, `session_seconds` how long it may go on without a mail;
     `crowded_idle_seconds` is all the patience there is with the silent while four fifths of the connections are taken;
-    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over.
+    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over;
+    `failed_login_seconds` passes before a wrong password is called wrong.
     """
 
     mail_bytes: int = 35 * 1024 * 1024
@@ -54,6 +57,8 @@ class DoorLimits:
     crowded_idle_seconds: float = 10.0
     linger_seconds: float = 30.0
     drain_seconds: float = 15.0
+    handshake_seconds: float = 30.0
+    failed_login_seconds: float = 1.0
     shares: Shares = field(default_factory=Shares)
 
 
@@ -74,10 +79,14 @@ class Door:
         hostname: str,
         limits: DoorLimits | None = None,
         trusted_hosts: TrustedHosts | None = None,
+        certificates: Certificates | None = None,
+        logins: Logins | None = None,
         log: MailLog,
     ) -> None:
         self.intake = intake
         self.trusted_hosts = trusted_hosts or TrustedHosts()
+        self.certificates = certificates
+        self.logins = logins
         self.hostname = hostname
         self.limits = limits or DoorLimits()
         self.log = log
@@ -102,25 +111,28 @@ class Door:
         address = parse_listen(self.address)
         self._expects_proxy = isinstance(address, TcpAddress) and address.expects_proxy
         if inherited:
-            await self._listen_on(inherited)
+            await self.listen_on(inherited)
+            self.address = " ".join(spoken(listener) for listener in inherited)
         elif isinstance(address, UnixAddress):
             await self._listen_unix(address)
         else:
-            await self._listen_tcp(address)
+            self.address = await self.listen_tcp(address)
         self.log.service(f"{self.name}-door", "listening", at=self.address)
 
-    async def _listen_on(self, inherited: Sequence[socket.socket]) -> None:
+    async def listen_on(self, inherited: Sequence[socket.socket], **tls: Any) -> None:
+        """Listens on sockets that are open already; `tls` is what asyncio's servers are told of TLS."""
         loop = asyncio.get_running_loop()
         for listener in inherited:
             create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG))
-        self.address = " ".join(_spoken(listener) for listener in inherited)
+            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG, **tls))
 
-    async def _listen_tcp(self, address: TcpAddress) -> None:
+    async def listen_tcp(self, address: TcpAddress, **tls: Any) -> str:
+        """Listens at an address; returns it with the port that it has."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG)
+        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG, **tls)
         self._servers.append(server)
-        self.address = f"{self.address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{server.sockets[0].getsockname()[1]}"
 
     async def _listen_unix(self, address: UnixAddress) -> None:
         listener = open_unix(address)
@@ -204,8 +216,8 @@ class Door:
 
     def _sender(self, session: DoorLine, mail_from: str) -> str:
         """'' also for what is handed on for others: its senders are the business of who hands it on."""
-        is_counted = session.login or session.counted_as
-        return sender_key(session.login, mail_from, session.client) if is_counted else ""
+        is_counted = session.auth or session.counted_as
+        return sender_key(session.auth, mail_from, session.client) if is_counted else ""
 
     def _put_off(self, session: DoorLine, spent: Spent, *, code: int = 450, sender: str = "") -> Reply:
         self.log.throttled(
@@ -225,7 +237,7 @@ class Door:
             del self._clients[session.client_group]
 
 
-def _spoken(listener: socket.socket) -> str:
+def spoken(listener: socket.socket) -> str:
     """A socket's address as the settings write it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:

@@ -125,7 +125,7 @@ class DoorData(DoorLine):
 
     def _take_data(self, incoming: Incoming, data: bytes) -> None:
         """Takes data from the socket itself, past aiosmtpd's reader; what stands behind its end are commands again."""
-        if incoming.wire_bytes == 0 and self.transport.get_write_buffer_size():
+        if incoming.wire_bytes == 0 and (self.transport.get_write_buffer_size() or self._wire.get_write_buffer_size()):
             # Our 354 has not left the house yet.
             self._ended.set_exception(PermanentFailure("data sent before 354"))
             return
@@ -150,6 +150,8 @@ class DoorData(DoorLine):
             door=self._door.name,
             client=forwarded.client if forwarded else self.client,
             helo=forwarded.helo if forwarded else self.session.host_name,
+            tls=self.tls,
+            auth=self.auth,
         )
         try:
             mail_id = await self._door.intake.accept(envelope, await incoming.octets())

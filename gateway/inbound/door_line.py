@@ -60,6 +60,7 @@ _ENHANCED = {
     "555": "5.5.4",
 }
 
+_SENDER_STATUS = "5.1.7"  # aiosmtpd calls a sender it cannot read a bad destination
 
 logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's own words; ours are in the mail log
 
@@ -72,7 +73,7 @@ class DoorLine(SMTP):
     """One connection; `ident` stands in its greeting, `replies_each` asks for one reply to the data for each recipient.
 
     `client_group` is whom it counts for among the connections ('' for a program of this machine), `counted_as` whom its mails,
-    recipients and errors count for ('' for nobody), `login` who logged in.
+    recipients and errors count for ('' for nobody), `tls` how it is secured, `auth` who has logged in.
     """
 
     ident: ClassVar[str]
@@ -84,10 +85,12 @@ class DoorLine(SMTP):
     envelope: Any
     transport: Any
     _reader: Any
+    _writer: Any
+    _wire: Any  # what carries the octets: under TLS no longer `transport`
 
     def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         self.gone = asyncio.Event()
-        self.client = self.client_group = self.counted_as = self.login = ""
+        self.client = self.client_group = self.counted_as = self.tls = self.auth = ""
         self._door = door
         self._limits = door.limits
         self._command = ("CONNECT", "")
@@ -106,15 +109,19 @@ class DoorLine(SMTP):
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = transport
         peer = transport.get_extra_info("peername")
         self.client = str(peer[0]) if isinstance(peer, tuple) else "local"
-        self._hands_on_others = self._door.expects_header_of(self.client)
+        is_plain = transport.get_extra_info("ssl_object") is None
+        self._hands_on_others = is_plain and self._door.expects_header_of(self.client)
         is_one_client = isinstance(peer, tuple) and not self._hands_on_others
         self.client_group = client_key(self.client) if is_one_client else ""
         self._turned_away = self._door.admit(self)
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.gone.is_set():
+            return
         self._door.dismiss(self)
         self.gone.set()
         super().connection_lost(error)
@@ -124,7 +131,7 @@ class DoorLine(SMTP):
         self._hang_up(f"421 4.3.2 {self.hostname} is closing, try again later")
 
     def abort(self) -> None:
-        if isinstance(self.transport, asyncio.WriteTransport):
+        if self.transport is not None:
             self.transport.abort()
 
     async def _handle_client(self) -> None:
@@ -209,6 +216,8 @@ class DoorLine(SMTP):
         line = status if isinstance(status, str) else bytes(status).decode("utf-8", "replace")
         match = _REPLY_LINE.match(line)
         code, enhanced, text = match.groups() if match else ("451", "4.3.0", "try again later")
+        if code == "553" and self._command[0] == "MAIL":
+            enhanced = _SENDER_STATUS
         reply = (
             Reply.from_peer(int(code), f"{enhanced or _ENHANCED.get(code, '')} {text}") if code[0] in "245" else None
         )

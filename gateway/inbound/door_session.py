@@ -26,6 +26,7 @@ _JUNK_COMMANDS = frozenset({"NOOP", "HELP", "VRFY", "RSET", "HELO", "EHLO", "LHL
 # A web page that makes a browser speak to us hides a mail in its request: whoever says these words is shown out at the first.
 _WEB_METHODS = ("GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE")
 _PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: +(.*))?$")
+_SIZE = re.compile(r"[0-9]{1,20}")
 _HELO = re.compile(
     r"[!-~\u00a1-\ud7ff\ue000-\U0010ffff]{1,255}"
 )  # no surrogates: they stand for octets that are no text
@@ -67,9 +68,13 @@ class DoorSession(DoorData):
         """Greets and says what is offered."""
         if not await self.greet(verb, hostname, extended=True):
             return
+        await self.welcome(self.hostname, *self.offers())
+
+    def offers(self) -> Sequence[str]:
+        """The extensions this client may use now."""
         size = f"SIZE {self._limits.mail_bytes}"
         more = [XFORWARD_OFFER] if self._may_forward() else []
-        await self.welcome(self.hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more)
+        return ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", *more]
 
     async def welcome(self, *offers: str) -> None:
         """Answers a greeting: the one reply without an enhanced status (RFC 2034, section 3)."""
@@ -106,7 +111,7 @@ class DoorSession(DoorData):
 
     async def smtp_VRFY(self, arg: str | None) -> None:
         self.note_command("VRFY")
-        await self.push("252 2.1.5 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
+        await self.push("252 2.0.0 send some mail, I will try my best" if arg else "501 5.5.4 Syntax: VRFY address")
 
     async def smtp_HELP(self, arg: str | None) -> None:
         await self.push(f"214 2.0.0 {self.hello} MAIL RCPT DATA RSET NOOP VRFY QUIT")
@@ -125,8 +130,9 @@ class DoorSession(DoorData):
         await self.push(f"502 5.5.1 {verb} is not offered here")
 
     def _getparams(self, params: Sequence[str]) -> Any:
-        """The parameters of MAIL and RCPT; None for words that are none: `SIZE=²` is a digit for the stdlib, and no number."""
-        return super()._getparams(params) if all(word.isascii() for word in params) else None
+        """Reads parameters as aiosmtpd does, a size by RFC 1870, section 3: other digits than ASCII's raise there."""
+        sizes = [item[5:] for item in params if item.startswith("SIZE=")]
+        return super()._getparams(params) if all(map(_SIZE.fullmatch, sizes)) else None
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
         """Reads a path by our own grammar: the stdlib's turns `a@b@c` into the null sender."""

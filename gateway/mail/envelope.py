@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gateway.mail.people import person_key
+
+APP = "app:"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """`mail_from` is '' for the null sender; `rcpt_to` keeps the order in which the client named them."""
+    """`mail_from` is '' for the null sender; `rcpt_to` keeps the order in which the client named them.
+
+    `tls` is the protocol and cipher, `auth` who logged in: a user's name, or `app:NAME`.
+    """
 
     mail_id: str
     mail_from: str
@@ -24,6 +31,20 @@ class Envelope:
     helo: str = ""
     tls: str = ""
     auth: str = ""
+
+    @property
+    def author_by_login(self) -> str:
+        """The one address in whose name who logged in may speak, in the form people are compared by; '' for an app, and for
+        a user whose name is no address.
+        """
+        return person_key(self.auth) if "@" in self.auth and not self.auth.startswith(APP) else ""
+
+    @property
+    def is_sender_by_login(self) -> bool:
+        """Whether a login vouches for `mail_from`: a person's for their own address, an app's for any."""
+        return self.auth.startswith(APP) or (
+            self.author_by_login != "" and self.author_by_login == person_key(self.mail_from)
+        )
 
     def to_headers(self) -> dict[str, Any]:
         """The ticket headers of the queue contract (mail_from, rcpt_to, client, helo, tls, auth, received_at, door)."""

@@ -73,9 +73,9 @@ class LoopGuard:
 
     def judge(self, envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling:
         """The verdict on a mail; `text` is its plain text where that is known, to guess its language by."""
-        untold = ("" if is_verified or envelope.auth else self.doubt_of_sender(envelope)) or self.doubt_of_address(
-            envelope.mail_from
-        )
+        untold = (
+            "" if is_verified or envelope.is_sender_by_login else self.doubt_of_sender(envelope)
+        ) or self.doubt_of_address(envelope.mail_from)
         if untold:
             return Telling(untold=untold)
         headers = read_headers(octets)

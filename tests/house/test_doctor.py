@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from gateway.app import Parts, open_cage, open_store
 from gateway.app.checks import refuse_open_house
@@ -51,6 +52,34 @@ def test_relays_are_shown_by_name_and_security_and_unverified_ones_warn(tmp_path
         ("warning", "mail.example.org:465, tls: its certificate is not verified"),
         ("ok", "other.example.org:587, starttls"),
     ]
+
+
+def test_the_certificate_is_looked_at(tmp_path: Path) -> None:
+    assert found(doctor(tmp_path), "certificate")[0][0] == "ok"
+    assert found(doctor(tmp_path, env={"GATEWAY_SMTP_LISTEN": "0.0.0.0:2525"}), "certificate")[0][0] == "warning"
+    made = trustme.CA().issue_cert("mx.example.org")
+    made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    (tmp_path / "mx.pem").chmod(0o644)
+    env = {"GATEWAY_TLS_CERTIFICATE": "mx.pem", "GATEWAY_HOSTNAME": "other.example.org"}
+    name, key = found(doctor(tmp_path, env=env), "certificate")
+    assert name == ("warning", "the certificate is for mx.example.org, and we call ourselves other.example.org")
+    assert key == ("warning", f"everybody on this machine may read the key {tmp_path}/mx.pem")
+    (tmp_path / "mx.pem").chmod(0o600)
+    [(level, text)] = found(doctor(tmp_path, env=env | {"GATEWAY_HOSTNAME": "mx.example.org"}), "certificate")
+    assert (level, text.startswith(f"{tmp_path}/mx.pem, good until ")) == ("ok", True)
+    (tmp_path / "mx.pem").write_text("no certificate")
+    [(level, text)] = found(doctor(tmp_path, env=env), "certificate")
+    assert level == "wrong"
+    assert "no certificate and its key" in text
+
+
+def test_half_of_tls_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+    for half in ({"GATEWAY_TLS_KEY": "mx.key"}, {"GATEWAY_SMTPS_LISTEN": "127.0.0.1:0"}):
+        command = [sys.executable, "-m", "gateway.cli", "doctor"]
+        done = subprocess.run(command, cwd=tmp_path, env=kept | half, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert "tls_certificate: is wanted" in done.stderr
 
 
 def test_a_store_without_our_schema_is_told_and_left_alone(tmp_path: Path) -> None:

@@ -217,5 +217,7 @@ def test_a_login_and_a_domain_that_vouches_prove_a_sender_wherever_he_connects_f
     octets = b"Subject: x\r\n\r\nx\r\n"
     assert "not verified" in GUARD.judge(far, octets).untold
     assert GUARD.judge(far, octets, is_verified=True).untold == ""
-    assert GUARD.judge(replace(far, auth="ann"), octets).untold == ""
+    assert GUARD.judge(replace(far, auth="app:shop"), octets).untold == ""
+    assert GUARD.judge(replace(far, auth=far.mail_from), octets).untold == ""
+    assert GUARD.judge(replace(far, auth="bob@example.org"), octets).untold != ""
     assert "null sender" in GUARD.judge(replace(far, mail_from=""), octets, is_verified=True).untold

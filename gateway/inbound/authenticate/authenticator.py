@@ -46,13 +46,15 @@ class Authenticator:
     async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
         author, doubt = _author(header)
         budget = Budget(self._resolver)
+        if envelope.author_by_login and envelope.author_by_login == author:
+            return _by_login(author)
         found = self._told_by_mta(envelope, header)
         if found is None:
             found = await self._looked_up(envelope, octets, header, budget, author)
         if doubt:
             return replace(found, verdict=Result.FAIL, reason=doubt)
         await asyncio.to_thread(self._suffixes.warm)
-        return await self._verdict(found, author, budget)
+        return await self._verdict(envelope, found, author, budget)
 
     def _told_by_mta(self, envelope: Envelope, header: Header) -> Authentication | None:
         if not self._trusted.authserv_id or envelope.door not in DOORS:
@@ -63,15 +65,20 @@ class Authenticator:
     async def _looked_up(
         self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str
     ) -> Authentication:
+        """After a login the host says nothing of who wrote: it is somebody's own machine, and he has said who he is."""
+        signatures = check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author))
+        if envelope.auth:
+            dkim, arc = await signatures
+            return Authentication(source="own", dkim=dkim, arc=arc)
         client, helo = envelope.client, envelope.helo
         spf, helo_check, (dkim, arc) = await asyncio.gather(
             check_mail_from(client, envelope.mail_from, helo, budget.ask),
             check_helo(client, helo, budget.ask),
-            check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author)),
+            signatures,
         )
         return Authentication(source="own", spf=spf, helo=helo_check, dkim=dkim, arc=arc)
 
-    async def _verdict(self, found: Authentication, author: str, budget: Budget) -> Authentication:
+    async def _verdict(self, envelope: Envelope, found: Authentication, author: str, budget: Budget) -> Authentication:
         """SPF of HELO is left out: it says who runs the host, not who wrote the mail."""
         domain = _domain(author)
         found = replace(found, author=author)
@@ -82,6 +89,10 @@ class Authenticator:
         if not any(item.result in (Result.PASS, Result.TEMPERROR) for item in identifiers):
             # Whatever the domain says of itself cannot change that, so that it is not asked.
             reason = f"neither a signature nor the sending host vouches for {domain}"
+            if envelope.auth:
+                reason = (
+                    f"{envelope.auth} has logged in, which is not the author, and no signature vouches for {domain}"
+                )
             return replace(found, verdict=Result.FAIL, reason=reason)
         judged = await judge(domain, identifiers, budget.ask, self._suffixes)
         return replace(
@@ -92,6 +103,17 @@ class Authenticator:
             aligned_by=judged.aligned_by,
             dmarc=judged.dmarc,
         )
+
+
+def _by_login(author: str) -> Authentication:
+    return Authentication(
+        verdict=Result.PASS,
+        reason="",
+        author=author,
+        aligned_domain=_domain(author),
+        aligned_by="login",
+        source="login",
+    )
 
 
 def _by_word_of_mta(found: Authentication, domain: str) -> Authentication:
