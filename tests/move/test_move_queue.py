@@ -12,10 +12,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from gateway import app
-from gateway.errors import PermanentFailure, TransientFailure
 from gateway.queue.amqp_moving import Staging
-from gateway.queue.amqp_ticket import read
 from gateway.queue.broker import Dead, Done, Event, Later, Suspect
 from gateway.queue.moving import MovingQueue
 from gateway.queue.rabbitmq import RabbitmqBroker
@@ -33,7 +30,6 @@ from gateway.queue.ticket import (
     Ticket,
     retry_queue,
 )
-from gateway.settings import Settings
 from gateway.watch.move import Part, move_queue
 
 SOON = datetime.now(UTC) + timedelta(hours=1)
