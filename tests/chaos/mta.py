@@ -25,13 +25,14 @@ class Mta:
 
     def __init__(self, ports: Sequence[int], *, sessions: int, pace_seconds: float) -> None:
         self.kept: dict[str, str] = {}  # token → the mail id the 250 told
-        self.resent: Counter[str] = Counter()  # sent before without a 250: the door may have kept it
+        self.resent: Counter[str] = Counter()  # tried again without a 250: the door may have kept it already
         self.refused: dict[str, str] = {}
         self.may_go = threading.Event()
         self.may_go.set()
         self._ports = ports
         self._pace_seconds = pace_seconds
         self._stop = threading.Event()
+        self._is_over = threading.Event()
         self._threads = [threading.Thread(target=self._post, args=(number,)) for number in range(sessions)]
 
     def start(self) -> None:
@@ -41,6 +42,11 @@ class Mta:
     def stop(self) -> None:
         self._stop.set()
         self.may_go.set()
+
+    def give_up(self) -> None:
+        """What is not answered by now stays so."""
+        self.stop()
+        self._is_over.set()
 
     def join(self) -> None:
         for thread in self._threads:
@@ -52,7 +58,7 @@ class Mta:
         for count in itertools.count(1):
             token = f"m{number}-{count}"
             octets = mail(token, large=count % LARGE_EVERY == 0)
-            while token not in self.kept and token not in self.refused:
+            while token not in self.kept and token not in self.refused and not self._is_over.is_set():
                 try:
                     session = session or self._open(next(tries))
                     self._send(session, token, octets)
@@ -61,7 +67,7 @@ class Mta:
                     if session is not None:
                         session.close()
                     session = None
-                    threading.Event().wait(RETRY_SECONDS)  # an MTA's interval, and goes on after `stop`
+                    self._is_over.wait(RETRY_SECONDS)  # an MTA's interval
             self.may_go.wait()
             if self._stop.wait(self._pace_seconds):
                 break
@@ -76,7 +82,8 @@ class Mta:
         return session
 
     def _send(self, session: smtplib.SMTP, token: str, octets: bytes) -> None:
-        for code, text in (session.mail(MAIL_FROM), session.rcpt(RCPT_TO), session.data(octets)):
+        for step, said in ((session.mail, MAIL_FROM), (session.rcpt, RCPT_TO), (session.data, octets)):
+            code, text = step(said)
             if 500 <= code < 600:
                 self.refused[token] = f"{code} {text!r}"  # an MTA would bounce it
                 return

@@ -88,6 +88,8 @@ class Traffic:
         await asyncio.gather(*self._tasks)
 
     def end(self) -> None:
+        """Ends everything, seen through or not."""
+        self.mta.give_up()
         for house in self.houses:
             if house.process is not None and house.process.poll() is None:
                 house.kill()
