@@ -18,6 +18,7 @@ from gateway.client import Client, open_broker
 from gateway.errors import LeaseLost, PermanentFailure, QueueUnavailable, SettingsError
 from gateway.queue import amqp_consumer, topology
 from gateway.queue.amqp_migrate import migrate
+from gateway.queue.amqp_version import refuse_version
 from gateway.queue.broker import (
     DELIVERY_LIMIT,
     Broker,
@@ -138,12 +139,12 @@ async def test_migrate_leaves_alone_what_is_being_consumed(amqp_url: str, raw: a
 @pytest.mark.parametrize("version", ["3.9.27", "3.8.2", "2.7"])
 def test_a_broker_that_ignores_what_we_rely_on_is_refused(version: str) -> None:
     with pytest.raises(SettingsError, match=r"3\.10 or later"):
-        topology.refuse_version(version)
+        refuse_version(version)
 
 
 @pytest.mark.parametrize("version", ["3.10.8", "3.13.7", "4.0.5", "4.3.1"])
 def test_later_brokers_are_taken(version: str) -> None:
-    topology.refuse_version(version)
+    refuse_version(version)
 
 
 async def test_what_somebody_deletes_under_us_is_declared_again(
