@@ -31,8 +31,8 @@ IDLE_SECONDS = 120.0
 STOPPED_SECONDS = 6.0
 QUICK_SECONDS = 80.0
 QUICK = Amount(houses=1, sessions=3, senders=2, pace_seconds=0.2, on_its_way=60)
-WHOLE = Amount(houses=2, sessions=16, senders=8, pace_seconds=0.1, on_its_way=400)
-TICKETS_PACE_SECONDS = 0.6
+WHOLE = Amount(houses=2, sessions=6, senders=4, pace_seconds=0.4, on_its_way=100)
+TICKETS_PACE_SECONDS = 1.2
 
 
 @pytest.fixture
