@@ -175,12 +175,21 @@ async def opened(house: House, relay: ScriptedRelay, queue_url: str, *services: 
     async with AsyncExitStack() as stack:
         stack.callback(_end, house)
         assert await asyncio.to_thread(house.wait_ready), house.log()[-4000:]
+        await _until_serving(house)
         client = await stack.enter_async_context(gateway.connect(queue_url))
         place = Place(house, relay, queue_url, client)
         listening = asyncio.create_task(_listen(place))
         stack.push_async_callback(_cancelled, listening)
         yield place
         assert await asyncio.to_thread(house.stop) == 0, house.log()[-4000:]
+
+
+async def _until_serving(house: House) -> None:
+    """Its doors open first; a test of faults begins when everything is open."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while "gateway-serving" not in house.log():
+        assert time.monotonic() < deadline, house.log()[-4000:]
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _end(house: House) -> None:

@@ -20,7 +20,7 @@ from flows.place import Place, a_mail
 from gateway.errors import QueueUnavailable
 from gateway.mail.ids import new_id
 
-PACE_SECONDS = 0.25
+PACE_SECONDS = 0.5
 NEW_WORK_SECONDS = 15.0
 PARKED_WORK_SECONDS = 60.0
 
@@ -91,9 +91,8 @@ class Traffic:
 
     # what is asked when the fault is over
 
-    async def recovery(self, name: str) -> str:
-        """Measures from now until new mail is stored and until all that was promised before is done; says both."""
-        began = time.monotonic()
+    async def recovery(self, name: str, began: float) -> str:
+        """Measures from `began` until new mail is stored and until all that was promised before is done; says both."""
         parked = asyncio.create_task(self._done(dict(self.mails), dict(self.emails), began))
         new = await self._new_work(name, began)
         old = await parked
