@@ -10,6 +10,7 @@ import asyncio
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -119,8 +120,9 @@ async def live_through(fault: Fault, node: Node, traffic: Traffic, receiver: Rec
             raised = (await asyncio.to_thread(receiver.wait_for, told + 1))[told]
         finally:
             await asyncio.to_thread(fault.go, node)
-        said = await traffic.recovery(fault.name)
-        over = (await asyncio.to_thread(receiver.wait_for, told + 2))[told + 1]
+        began = time.monotonic()
+    said = await traffic.recovery(fault.name, began)
+    over = (await asyncio.to_thread(receiver.wait_for, told + 2))[told + 1]
     assert "critical: the queue cannot be reached" in raised["title"], raised
     assert "doors answer 451" in raised["message"]
     assert "over again: the queue cannot be reached" in over["title"], over
