@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from gateway.contract.email_send import Attachment, refuse_too_large
-from gateway.contract.post_create import CreatePost, parse_create_post
+from gateway.contract.post_create import VERSION, CreatePost, parse_create_post
+from gateway.contract.versions import PARKED_SECONDS, NewerVersion, refuse_newer
 from gateway.errors import InvalidRequest, OverBudget, PermanentFailure, Problem
 from gateway.inbound.attachments import TypedAttachment, typed
 from gateway.inbound.ingest import new_attachment
@@ -21,7 +23,7 @@ from gateway.inbound.intake import Blobs
 from gateway.mail.ids import canonical_uuid
 from gateway.mail.parse import Cage, ParsedAttachment
 from gateway.maillog import MailLog
-from gateway.queue.broker import Done
+from gateway.queue.broker import Done, Later
 from gateway.queue.ticket import Ticket
 from gateway.runtime import Clock, aside, failpoint
 from gateway.store.ledger import Acceptance
@@ -42,13 +44,18 @@ class PostDesk:
         self._log = log
         self._clock = clock
 
-    async def handle(self, ticket: Ticket) -> Done:
-        """Works one ticket; raises PermanentFailure for a bad one nobody waits for, and what store, queue and cage raise."""
+    async def handle(self, ticket: Ticket) -> Done | Later:
+        """Works one ticket, parks one of a later version.
+
+        Raises PermanentFailure for a bad one nobody waits for, and what store, queue and cage raise.
+        """
         try:
             request = await aside(len(ticket.body), lambda: read_request(ticket))
             post = await self._post(request)
         except InvalidRequest as invalid:
             return await self._refuse(ticket, "rejected", invalid.problems)
+        except NewerVersion:
+            return Later(at=self._clock() + timedelta(seconds=PARKED_SECONDS), climbs=False)
         recorded = await self._mails.record_posted(
             post, post_id=request.id, app=ticket.app, content_hash=await aside(len(ticket.body), request.content_hash)
         )
@@ -134,13 +141,16 @@ def clean_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], b
 
 
 def read_request(ticket: Ticket) -> CreatePost:
-    """The ticket's request; raises InvalidRequest. Without an `id` of its own it has the ticket's."""
+    """The ticket's request; raises InvalidRequest, or NewerVersion. Without an `id` of its own it has the ticket's."""
     refuse_too_large(ticket.body)
     try:
         data = json.loads(ticket.body)
     except (ValueError, RecursionError):
         return parse_create_post(ticket.body)  # says what is wrong in its own words
-    if not isinstance(data, dict) or "id" in data:
+    if not isinstance(data, dict):
+        return parse_create_post(ticket.body)
+    refuse_newer(data, known=VERSION, contract="post.create")
+    if "id" in data:
         return parse_create_post(ticket.body)
     return parse_create_post(json.dumps(data | {"id": ticket.id}).encode())
 
