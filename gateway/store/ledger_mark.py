@@ -4,7 +4,8 @@ Before each final dot `DatabaseLedger` notes here the timeline's number of it, i
 A ledger of the same epoch whose timeline ends before that number has gone back: what it calls open may long be sent.  Then
 `hold_what_is_open` holds it all, and a person decides (`gateway recover`).
 Limits: it is looked at when a process opens the store, so the gateway is stopped while a backup is restored; each host has a mark
-of its own; who deletes the youngest lines of a timeline by hand makes a ledger look older than it is.
+of its own; a mark that is restored together with its ledger tells nothing, whoever does that says `gateway recover --hold`;
+who deletes the youngest lines of a timeline by hand makes a ledger look older than it is.
 """
 
 from __future__ import annotations
