@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,9 +65,11 @@ async def move_ledger(source: Database, target: Database, *, to: str, tell: Tell
     if await _begin(source, target):
         await source.write(lambda connection: _set(connection, ENDED, "yes"))
         return []
-    copied = [
-        await _copy(source, target, table, tell) for table in schema.metadata.sorted_tables if table.name not in _LEFT
-    ]
+    tables = [table for table in schema.metadata.sorted_tables if table.name not in _LEFT]
+    copied = [await _copy(source, target, table, tell) for table in tables]
+    # Once more, all at one moment: what somebody wrote into the old one meanwhile must not be closed in with it.
+    found = await source.read(lambda connection: {table.name: _count(connection, table) for table in tables})
+    copied = [replace(line, found=found[line.table]) for line in copied]
     if not any(item.lacking for item in copied):
         await target.write(_set_numbers)
         failpoint("move.copied-all")

@@ -169,3 +169,21 @@ async def test_nobody_else_is_at_work_on_the_server(places, monkeypatch) -> None
     with pytest.raises(StoreUnavailable, match="1 connections of other gateway processes"):
         await moving.move_ledger(source, target, to="there", tell=no_word)
     await other.close()
+
+
+async def test_what_came_into_the_old_one_meanwhile_keeps_it_open(places, monkeypatch) -> None:
+    source_url, target_url, opened = places
+    source, target = await opened(source_url), await opened(target_url)
+    copies = moving._copy
+
+    async def copy_late(source: Database, target: Database, table: sa.Table, tell: moving.Tell) -> moving.Copied:
+        copied = await copies(source, target, table, tell)
+        if table.name == "people":
+            person = dict.fromkeys(("id", "address", "address_key", "handle"), "new") | {"added_at": MOMENT}
+            await source.write(lambda connection: connection.execute(sa.insert(schema.people), person).rowcount)
+        return copied
+
+    monkeypatch.setattr(moving, "_copy", copy_late)
+    lines = await moving.move_ledger(source, target, to="there", tell=no_word)
+    assert {line.table: line.lacking for line in lines if line.lacking} == {"people": 1}
+    await (await open_database(source_url)).close()

@@ -28,6 +28,7 @@ from gateway.queue.ticket import (
     EMAIL_SEND_BULK,
     EMAIL_SEND_SERIAL,
     MAIL_INBOUND,
+    PHOTO_RENDER,
     POST_CREATE,
     SUSPECT,
     Ticket,
@@ -52,6 +53,8 @@ async def fill(path: Path) -> None:
     async with SqliteBroker(path) as broker:
         await broker.publish([ticket("late", app="shop", headers={"rcpt_to": ["a@x", "b@x"], "n": 1})])
         await settle_one(broker, EMAIL_SEND, Later(at=SOON))
+        await broker.publish([ticket("soon", PHOTO_RENDER)])
+        await settle_one(broker, PHOTO_RENDER, Later(at=datetime.now(UTC) + timedelta(seconds=6)))
         await broker.publish([ticket("dead", POST_CREATE)])
         await settle_one(broker, POST_CREATE, Dead(reason="nobody can"))
         await broker.publish([ticket("killer", MAIL_INBOUND, headers={"rcpt_to": ["a@x"]})])
@@ -67,6 +70,7 @@ async def fill(path: Path) -> None:
 
 EXPECTED = {
     retry_queue(EMAIL_SEND): 1,
+    retry_queue(PHOTO_RENDER): 1,
     DEAD_FAILED: 1,
     DEAD_CRASHED: 1,
     SUSPECT: 1,
@@ -129,6 +133,15 @@ async def test_everything_comes_along_as_it_was(tmp_path: Path, amqp_url: str, t
             ("dead", POST_CREATE, "nobody can", DEAD_FAILED),
             ("crashed", EMAIL_SEND_BULK, "dies", DEAD_CRASHED),
         }
+        async with broker.consume({retry_queue(PHOTO_RENDER): 1}, concurrency=1) as consumer, asyncio.timeout(60):
+            lease = await anext(aiter(consumer))
+            assert lease.ticket.due_at is not None
+            assert (lease.ticket.id, lease.ticket.attempt, lease.ticket.due_at <= datetime.now(UTC)) == (
+                "soon",
+                1,
+                True,
+            )
+            await lease.settle(Done())
         assert await serial_order(broker) == [f"{number:03}" for number in range(30)]
         await broker.publish_events([Event(key="email.relayed", id="after", body=b"{}")])
     events = await take_all("subscriber.payroll", wanted=2)
