@@ -136,6 +136,7 @@ async def explain(
         rcpt_to=tuple(rcpt_to),
         received_at=utc_now(),
         door="explain",
+        by_trusted_host=True,
         client=client,
         helo=helo,
     )
@@ -214,6 +215,17 @@ async def cancel(settings: Settings, item: str) -> int:
         return await operator.cancel(item) if operator else 0
 
 
+async def hold(settings: Settings, items: Sequence[str]) -> dict[str, int]:
+    """What is not yet sent of these emails waits for a person; how many recipients of each.
+
+    Raises PermanentFailure for an id that is not one email's.
+    """
+    async with _operator(settings) as operator:
+        if operator is None:
+            raise PermanentFailure(f"nothing is known of {items[0]}")
+        return {item: await operator.hold(item) for item in items}
+
+
 async def retry_dead(settings: Settings, number: str) -> bool:
     async with _operator(settings) as operator:
         return operator is not None and await operator.retry_dead(number)
@@ -262,6 +274,19 @@ async def check_templates(settings: Settings) -> list[Problem]:
 
 
 async def _look_at_queue(settings: Settings) -> list[Finding]:
+    from gateway.watch import doctor as look
+
+    if queue_file(settings.queue_url) is None:
+        from gateway.queue.amqp_survey import survey
+        from gateway.queue.amqp_url import amqp_urls
+
+        surveyed = await survey(amqp_urls(settings.queue_url))
+        findings = [look.Finding(what="queue", **asdict(item)) for item in surveyed.found]
+        return findings + (await _look_into_queue(settings) if surveyed.is_whole else [])
+    return await _look_into_queue(settings)
+
+
+async def _look_into_queue(settings: Settings) -> list[Finding]:
     from gateway.watch import doctor as look
 
     try:
@@ -395,13 +420,15 @@ async def recover(settings: Settings, *, is_resend: bool) -> int:
 async def hold_restored(settings: Settings) -> int:
     """Holds what the ledger calls open, since it came out of a backup together with its mark; returns how many recipients."""
     from gateway.app.in_use import emptied
-    from gateway.store.ledger_mark import hold_what_is_open
+    from gateway.store.ledger_mark import begin_anew, hold_what_is_open, position_of
 
     with emptied(settings.data_dir):
         async with _existing_store(settings) as store:
             if store is None:
                 return 0
-            return await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            await begin_anew(store.database, store.mark, (await position_of(store.database)).epoch)
+            return held
 
 
 async def upgrade_store(settings: Settings) -> tuple[str | None, str]:

@@ -17,6 +17,7 @@ from gateway.app.making import (
     relay_spec,
     resolver,
     router,
+    tls_pair,
 )
 from gateway.client import queue_file
 from gateway.errors import Problem, SettingsError
@@ -41,6 +42,7 @@ def check_values(settings: Settings) -> None:
         ("database_url", lambda: database_file(settings)),
         ("cache_url", lambda: open_pending(settings.cache_url)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("tls_certificate", lambda: tls_pair(settings)),
         ("dns_servers", lambda: resolver(settings)),
         ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
         ("trusted_hosts", lambda: our_names(settings)),

@@ -89,6 +89,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     looking.posts,
     looking.explain,
     deciding.replay,
+    deciding.hold,
     deciding.release,
     deciding.discard,
     deciding.cancel,

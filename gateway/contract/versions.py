@@ -1,6 +1,7 @@
 """Requests of a later version than this worker reads: versions N and N+1 run side by side, so they are parked, not rejected.
 
-A parked ticket comes again every `PARKED_SECONDS`, spends no attempt and hears no answer, until a newer worker takes it.
+`queue.worker` parks: the ticket comes again every `PARKED_SECONDS`, spends no attempt and hears no answer, until a newer worker
+takes it.
 Limit: while it is parked it has left the line of `email.send.serial`; requests of a later version come after the upgrade.
 """
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.contract.versions import PARKED_SECONDS, NewerVersion
 from gateway.errors import (
     ClaimLost,
     FaultOwner,
@@ -125,10 +124,7 @@ class Deliver:
                 begin_until=begin_until,
             )
         else:
-            try:
-                accepted = await self._desk.accept(ticket)
-            except NewerVersion:
-                return self._later(PARKED_SECONDS)
+            accepted = await self._desk.accept(ticket)
             if accepted is None:
                 return Done()
             if accepted.serial_key is not None:

@@ -4,7 +4,7 @@ A holder of leases is one open broker; while it lives it keeps a lock on `<file>
 when the process dies, however it dies.  Every consumer gives back the leases of the dead at its start and every two
 seconds.  What is stored how is in `queue.sqlite_tables`.
 Promises: those of `queue.broker`; a publish in one process wakes a consumer in another in about 1 ms.
-Limits: those of `sqlite_file`; any queue name is taken; a subscriber that never comes keeps all its events; the topic
+Limits: those of `sqlite_file`; a subscriber that never comes keeps all its events; the topic
 patterns of a subscription are replaced by the next `subscribe` of its name; the order in which tickets were published is
 that of the clock.
 """
@@ -32,7 +32,7 @@ from gateway.queue.broker import DeadTicket, Depth, Done, Event, Lease, Outcome
 from gateway.queue.receipts import Name, SqliteReceipts, promises_of
 from gateway.queue.shares import Shares
 from gateway.queue.sqlite_tables import Claim, Row, micros
-from gateway.queue.ticket import Ticket
+from gateway.queue.ticket import Ticket, routed
 from gateway.runtime import Clock, failpoint, utc_now
 from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile, make_folder_beside, open_beside
 
@@ -78,7 +78,7 @@ class SqliteBroker:
 
     async def publish(self, tickets: Sequence[Ticket]) -> None:
         now = micros(self._clock())
-        rows = [tables.fields(ticket, now) for ticket in tickets]
+        rows = [tables.fields(routed(ticket), now) for ticket in tickets]
         work = partial(tables.keep, rows=rows, promises=promises_of(tickets), now=now)
         await self._write(work, size=sum(len(body) for _, body in rows), place="queue.publishing")
         failpoint("queue.published")

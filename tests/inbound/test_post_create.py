@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
 import pytest
 from conftest import House
@@ -14,9 +13,9 @@ from conftest import House
 from gateway.cage import Cage
 from gateway.client import Client
 from gateway.contract.email_send import Attachment
+from gateway.contract.versions import NewerVersion
 from gateway.errors import InvalidRequest, PermanentFailure
 from gateway.inbound.post_create import PostDesk
-from gateway.queue.broker import Later
 from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import POST_CREATE, Ticket
 from gateway.queue.worker import work
@@ -55,13 +54,11 @@ async def working(house: House) -> AsyncIterator[tuple[Client, PostDesk]]:
             await running
 
 
-async def test_a_later_version_is_parked_not_rejected(house: House) -> None:
+async def test_a_later_version_is_left_to_who_can_read_it(house: House) -> None:
     async with working(house) as (_, desk):
         body = json.dumps({"version": 2, "id": ID, "new": "words"}).encode()
-        outcome = await desk.handle(Ticket(queue=POST_CREATE, id=ID, body=body))
-    assert isinstance(outcome, Later)
-    assert not outcome.climbs
-    assert outcome.at > utc_now() + timedelta(minutes=50)
+        with pytest.raises(NewerVersion, match=r"version 2 of post.create"):
+            await desk.handle(Ticket(queue=POST_CREATE, id=ID, body=body))
 
 
 async def test_an_apps_post_is_recorded_as_a_mailbox_would_write_it(house: House) -> None:
