@@ -275,7 +275,8 @@ async def test_equal_ids_to_a_missing_queue_and_a_good_one_are_not_mistaken_for_
     broker: RabbitmqBroker,
 ) -> None:
     results = await asyncio.gather(
-        *(broker.publish([ticket("same", queue)]) for queue in ["nowhere", MAIL_INBOUND] * 20), return_exceptions=True
+        *(broker.publish([ticket("same", queue)]) for queue in ["reply.nowhere", MAIL_INBOUND] * 20),
+        return_exceptions=True,
     )
     assert [isinstance(result, QueueUnavailable) for result in results] == [True, False] * 20
     assert (await depth(broker, MAIL_INBOUND)).ready == 20
