@@ -4,6 +4,7 @@
 what is there already renews its age, so that a collector never takes what somebody just relied on.
 Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
 `old` and `discard` are the collector's (`store.blob_collector`): a discard beside a put of the same octets never loses them.
+What a killed process left unfinished goes with what is old.
 Implementations: files here, `store.blobs_s3`, `store.blobs_database`; `open_blob_store` chooses by URL.
 Limits: octets pass through memory whole, except in `put_stream` to files; the file store is for one machine.
 """
@@ -121,6 +122,7 @@ class FileBlobStore:
         return self._folder / bare[:2] / bare
 
     async def old(self, *, before: datetime) -> AsyncIterator[list[str]]:
+        await self._in_thread(lambda: _sweep_unfinished(self._folder / _UNFINISHED, before.timestamp()))
         for folder in await self._in_thread(lambda: sorted(self._folder.glob("[0-9a-f][0-9a-f]"))):
             yield await self._in_thread(functools.partial(_old_in, folder, before.timestamp()))
 
@@ -236,6 +238,14 @@ def proved(octets: bytes, digest: str) -> bytes:
     if digest_of(octets) != digest:
         raise BlobDamaged(f"blobs: {digest} is damaged")
     return octets
+
+
+def _sweep_unfinished(folder: Path, before: float) -> None:
+    """Deletes what processes killed in the midst of a put left behind that long ago."""
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def _old_in(folder: Path, before: float) -> list[str]:

@@ -10,6 +10,9 @@ import base64
 import struct
 from collections.abc import Callable
 
+from compressed_rtf import compress
+from compressed_rtf.crc32 import crc32
+
 TEXT = b"Content-Type: text/plain\r\n\r\n"
 HTML = b"Content-Type: text/html; charset=utf-8\r\n\r\n"
 ORDINARY = b"From: mallory@example.org\r\nSubject: a bomb\r\nMIME-Version: 1.0\r\n"
@@ -58,6 +61,24 @@ def _tnef_of_many_recipients() -> bytes:
 
 def _tnef_of_many_values() -> bytes:
     return _tnef((1, 0x9003, 6, struct.pack("<IHHI", 1, 0x1002, 1, 0xFFFFFFF) + b"\0" * 1_000_000))
+
+
+def _tnef_of_rtf(packed: bytes) -> bytes:
+    """A container whose body is this compressed RTF."""
+    padded = packed + b"\0" * (-len(packed) % 4)
+    return _tnef((1, 0x9003, 6, struct.pack("<IHHII", 1, 0x0102, 0x1009, 1, len(packed)) + padded))
+
+
+def _rtf_that_swells() -> bytes:
+    """Copies of copies (MS-OXRTFCP, section 2.2): two octets make seventeen, and the size in front is a lie."""
+    place, pieces = 207, []
+    for _ in range(3_500):
+        pieces.append(b"\xff")
+        for _ in range(8):
+            pieces.append(struct.pack(">H", ((place + 100) % 4096) << 4 | 15))
+            place = (place + 17) % 4096
+    packed = b"".join(pieces)
+    return _tnef_of_rtf(struct.pack("<II4sI", len(packed) + 12, 100, b"LZFu", crc32(packed)) + packed)
 
 
 def _uuencoded(count: int) -> bytes:
@@ -121,6 +142,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "tnef of many properties": _tnef_of_many_properties,
     "tnef of many recipients": _tnef_of_many_recipients,
     "tnef of many values": _tnef_of_many_values,
+    "rtf of groups": lambda: _tnef_of_rtf(compress(rb"{\rtf1 " + b"{" * 20_000)),
+    "rtf of links": lambda: _tnef_of_rtf(compress(rb"{\rtf1 " + b'{HYPERLINK "' * 2_000)),
+    "rtf of letters by number": lambda: _tnef_of_rtf(compress(rb"{\rtf1 " + rb"\u1 " * 5_000)),
+    "rtf that swells": _rtf_that_swells,
     "base64 junk": lambda: (
         ORDINARY + b"Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n" + b"=a!" * 900_000
     ),

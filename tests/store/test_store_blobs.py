@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ async def test_a_missing_blob_and_a_broken_disk_are_unavailability(tmp_path: Pat
     (tmp_path / "blobs").write_text("a file where the folder should be")
     with pytest.raises(StoreUnavailable):
         await FileBlobStore(tmp_path / "blobs").put(PNG)
+
+
+async def test_what_a_killed_put_left_goes_with_what_is_old_and_a_put_at_work_stays(tmp_path: Path) -> None:
+    store = FileBlobStore(tmp_path / "blobs")
+    await store.put(PNG)
+    unfinished = tmp_path / "blobs" / "tmp"
+    for name in ("left", "at-work"):
+        (unfinished / name).write_bytes(PNG)
+    os.utime(unfinished / "left", (0, 0))
+    assert [batch async for batch in store.old(before=datetime.now(UTC) - timedelta(days=30)) if batch] == []
+    assert os.listdir(unfinished) == ["at-work"]
 
 
 async def test_many_puts_of_the_same_octets_at_once_agree(tmp_path: Path) -> None:

@@ -144,6 +144,15 @@ async def test_an_attachment_is_given_in_the_range_that_is_asked_for(
         assert answer.headers["content-disposition"].startswith("attachment")
 
 
+async def test_head_is_answered_as_get_but_where_an_answer_never_ends(house: WebHouse, http: httpx.AsyncClient) -> None:
+    await take_in(house)
+    for path in ("/healthz", "/readyz", "/v1/mails", "/v1/openapi.json", "/login"):
+        whole, head = await http.get(path), await http.head(path)
+        assert (whole.status_code, head.status_code, head.content) == (200, 200, b""), path
+        assert head.headers["content-length"] == str(len(whole.content))
+    assert (await http.head("/v1/events")).status_code == 405
+
+
 async def test_no_blob_is_taken_when_the_disk_is_short(tmp_path: Path) -> None:
     async with open_web_house(tmp_path, min_free_bytes=2**60) as house, house.http() as http:
         answer = await http.post("/v1/blobs", content=b"x")

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.contract.documents import schemas
 from gateway.contract.email_send import SendEmail
@@ -21,7 +22,7 @@ from gateway.web.api import models
 from gateway.web.api.attachments import attachment_routes
 from gateway.web.api.blobs import blob_routes
 from gateway.web.api.emails import email_routes
-from gateway.web.api.events import EventStreams, event_routes
+from gateway.web.api.events import EVENTS_PATH, EventStreams, event_routes
 from gateway.web.api.mails import mail_routes
 from gateway.web.api.parts import READER, ApiParts
 from gateway.web.api.posts import post_routes
@@ -31,6 +32,7 @@ __all__ = ["ApiParts", "EventStreams", "create_api", "described_api", "openapi_d
 
 OPENAPI_PATH = "/v1/openapi.json"
 _METRICS_TYPE = "text/plain"
+_ENDLESS = (EVENTS_PATH, "/live/")
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
@@ -45,6 +47,7 @@ def create_api(parts: ApiParts, *more: APIRouter) -> FastAPI:
     """Builds the application; everything it needs is handed in, also the routes beside the API (login, pages)."""
     api = FastAPI(title="gateway", version="1", docs_url=None, redoc_url=None, openapi_url=None)
     answer_problems(api, parts.log)
+    api.add_middleware(_HeadAsGet)
     for routes in (email_routes, mail_routes, post_routes, blob_routes, attachment_routes, event_routes):
         api.include_router(routes(parts))
     for beside in more:
@@ -56,6 +59,18 @@ def create_api(parts: ApiParts, *more: APIRouter) -> FastAPI:
         return JSONResponse(openapi_document(api))
 
     return api
+
+
+class _HeadAsGet:
+    """Answers HEAD as GET (RFC 9110, section 9.3.2), the server leaves the body out; but for streams, which never end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD" and not scope["path"].startswith(_ENDLESS):
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 def _add_probes(api: FastAPI, parts: ApiParts) -> None:

@@ -29,6 +29,7 @@ from gateway.web.asking import asking_of
 from gateway.web.guard import Receive, Send
 from gateway.web.provenance import Scope
 
+EVENTS_PATH = "/v1/events"
 HEARTBEAT_SECONDS = 15.0
 STREAMS_AT_ONCE = 64
 STREAMS_PER_CLIENT = 8
@@ -134,7 +135,7 @@ class _Stream(StreamingResponse):
 
 
 def event_routes(parts: ApiParts) -> APIRouter:
-    routes = APIRouter(prefix="/v1/events", tags=["events"])
+    routes = APIRouter(prefix=EVENTS_PATH, tags=["events"])
 
     @routes.get(
         "", response_class=StreamingResponse, responses=told_as(422, 429) | {200: _STREAM}, dependencies=[READER]
