@@ -28,6 +28,7 @@ from urllib.parse import unquote
 from uuid import UUID
 
 from gateway.contract.canonical_json import MAX_DEPTH
+from gateway.contract.control import Action, ControlEmail
 from gateway.contract.email_send import MAX_REQUEST_BYTES, Attachment, SendEmail, parse_send_email
 from gateway.contract.post_create import CreatePost, parse_create_post
 from gateway.errors import InvalidRequest, Problem, SettingsError, StoreUnavailable
@@ -35,7 +36,7 @@ from gateway.mail.ids import canonical_uuid, new_id
 from gateway.pending import open_pending
 from gateway.queue.amqp_url import SCHEMES, amqp_urls
 from gateway.queue.broker import Broker, Done
-from gateway.queue.ticket import EMAIL_SEND_SERIAL, POST_CREATE, STREAM_QUEUES, Ticket
+from gateway.queue.ticket import EMAIL_CONTROL, EMAIL_SEND_SERIAL, POST_CREATE, STREAM_QUEUES, Ticket
 from gateway.runtime import aside
 
 if TYPE_CHECKING:
@@ -165,6 +166,18 @@ class Client:
         body = await self._open_broker.ask(await self._ticket(request), timeout_seconds=timeout_seconds)
         return _answer(body)
 
+    async def cancel(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """Has what is not yet sent of an email of this app never sent; waits for the answer, TimeoutError as for `ask`."""
+        return await self._control("cancel", email_id, timeout_seconds)
+
+    async def hold(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """Has what is not yet sent of an email of this app wait until `release`; waits for the answer."""
+        return await self._control("hold", email_id, timeout_seconds)
+
+    async def release(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """Lets go on what this app held; waits for the answer."""
+        return await self._control("release", email_id, timeout_seconds)
+
     async def create_post(
         self, post: CreatePost | None = None, /, *, attachments: Iterable[Attachment | Path] = (), **fields: Any
     ) -> str:
@@ -256,6 +269,14 @@ class Client:
         if len(body) > MAX_REQUEST_BYTES:
             raise InvalidRequest([Problem("(request)", f"has {len(body)} bytes, at most {MAX_REQUEST_BYTES}")])
         return Ticket(queue=queue, id=request.id, body=body, app=self._app)
+
+    async def _control(self, action: Action, email_id: str, timeout_seconds: float) -> Answer:
+        try:
+            request = ControlEmail(action=action, email_id=email_id)
+        except ValueError:
+            raise InvalidRequest([Problem("email_id", "is not a UUID")]) from None
+        ticket = Ticket(queue=EMAIL_CONTROL, id=request.id, body=request.to_json(), app=self._app)
+        return _answer(await self._open_broker.ask(ticket, timeout_seconds=timeout_seconds))
 
     def _post_ticket(self, request: CreatePost) -> Ticket:
         return Ticket(queue=POST_CREATE, id=request.id, body=request.to_json(), app=self._app)
@@ -377,6 +398,18 @@ class BlockingClient:
     def ask(self, email: SendEmail | str, /, **fields: Any) -> Answer:
         """As Client.ask."""
         return self._wait(self._client.ask(email, **fields))
+
+    def cancel(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """As Client.cancel."""
+        return self._wait(self._client.cancel(email_id, timeout_seconds=timeout_seconds))
+
+    def hold(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """As Client.hold."""
+        return self._wait(self._client.hold(email_id, timeout_seconds=timeout_seconds))
+
+    def release(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """As Client.release."""
+        return self._wait(self._client.release(email_id, timeout_seconds=timeout_seconds))
 
     def create_post(self, post: CreatePost | None = None, /, **fields: Any) -> str:
         """As Client.create_post."""

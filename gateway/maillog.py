@@ -75,6 +75,9 @@ class MailLog:
     def door_fault(self, *, door: str, client: str, error: BaseException) -> None:
         self._say("door-fault", "error", door=door, client=client, error=told(error))
 
+    def handshake_failed(self, *, door: str, client: str, error: BaseException) -> None:
+        self._say("handshake-failed", door=door, client=client, why=told(error))
+
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
         self.dispositions["in", str(disposition)] += 1
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)
@@ -118,6 +121,15 @@ class MailLog:
 
     def email_rejected(self, request_id: str, *, problems: str) -> None:
         self._say("email-rejected", "warning", email=request_id, problems=problems)
+
+    def email_controlled(self, email_id: str, *, action: str, app: str, recipients: int) -> None:
+        self._say("email-controlled", email=email_id, action=action, app=app, recipients=recipients)
+
+    def control_rejected(self, request_id: str, *, app: str, problems: str) -> None:
+        self._say("control-rejected", "warning", request=request_id, app=app, problems=problems)
+
+    def command_refused(self, request_id: str, *, queue: str, app: str, problems: str) -> None:
+        self._say("command-refused", "warning", request=request_id, queue=queue, app=app, problems=problems)
 
     def email_attempted(
         self, email_id: str, *, recipient: str, relay: str, disposition: str, reply: str, reason: str = ""

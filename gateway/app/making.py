@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.authenticate.authenticator import Authenticator
     from gateway.inbound.authenticate.resolver import Resolver
+    from gateway.inbound.certificate import Pair
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
     from gateway.inbound.who import WhoMayWrite
@@ -150,6 +151,17 @@ def router(settings: Settings, support: Support | None = None, who: WhoMayWrite 
     return Router(routes, domains=settings.domains, refusals=refusals, guard=who)
 
 
+def tls_pair(settings: Settings) -> Pair | None:
+    """The door's certificate and key, None where there is no TLS; raises ValueError for half of it."""
+    from gateway.inbound.certificate import Pair
+
+    if settings.tls_certificate is None:
+        if settings.tls_key is not None or settings.smtps_listen:
+            raise ValueError("is wanted: tls_key and smtps_listen are nothing without it")
+        return None
+    return Pair(certificate=settings.tls_certificate, key=settings.tls_key or settings.tls_certificate)
+
+
 def our_names(settings: Settings) -> OurNames:
     """The names that lead to the web service, and the proxies it believes."""
     from gateway.web.provenance import OurNames, parse_networks
@@ -229,7 +241,7 @@ def loop_guard(settings: Settings) -> LoopGuard:
             return False
         return True
 
-    doors = (settings.smtp_listen, settings.lmtp_listen)
+    doors = [settings.smtp_listen, settings.lmtp_listen, *([settings.smtps_listen] if settings.smtps_listen else [])]
     return LoopGuard(
         hostnames=frozenset({settings.hostname.lower(), ours.rpartition("@")[2]}),
         is_own_address=is_own_address,

@@ -51,13 +51,21 @@ _PARSED_ASIDE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
-    """What happens to an email's recipients that are in one of `from_`; with a `ticket_id` only to those it works."""
+    """What happens to an email's recipients that are in one of `from_`; a `ticket_id` or `reason` must be theirs, too."""
 
     step: str
     from_: Sequence[Disposition]
     event: EventType | None = None
     ticket_id: str | None = None
+    reason: str | None = None
     by: str = ""
+
+    def concerns(self, row: Row, now: datetime) -> bool:
+        return (
+            _is_one_of(row, self.from_, now)
+            and self.ticket_id in (None, row.ticket_id)
+            and self.reason in (None, row.reason)
+        )
 
 
 class DatabaseLedger:
@@ -315,7 +323,11 @@ class DatabaseLedger:
 
     # operators
 
-    async def record_held(self, email_id: str, *, reason: str) -> int:
+    async def hold(self, email_id: str, *, by: str = "") -> int:
+        """Somebody wants what is not yet sent to wait; returns how many recipients."""
+        return await self.record_held(email_id, reason=_held_by(by), by=by)
+
+    async def record_held(self, email_id: str, *, reason: str, by: str = "") -> int:
         """Holds every open, unclaimed recipient; an unknown one stays unknown and is not resent. Returns how many."""
 
         def held(row: Row) -> dict[str, Any]:
@@ -323,7 +335,7 @@ class DatabaseLedger:
             return {"disposition": disposition, "reason": reason}
 
         from_ = (*rows.WAITING, Disposition.UNKNOWN)
-        return await self._each(email_id, _Change(step="held", from_=from_, event="email.held"), held)
+        return await self._each(email_id, _Change(step="held", from_=from_, event="email.held", by=by), held)
 
     async def record_dead(self, email_id: str, *, reason: str, ticket_id: str | None = None) -> int:
         """Leaves open, unclaimed recipients to an operator; an unknown one stays unknown and is not resent."""
@@ -358,8 +370,11 @@ class DatabaseLedger:
         work = _Change(step="cancelled", from_=from_, event="email.cancelled", ticket_id=ticket_id, by=by)
         return await self._each(email_id, work, lambda row: cancelled)
 
-    async def release(self, email_id: str, *, by: str = "") -> int:
-        """Lets what is held, dead or unknown go on, not before `send_at`; the sweeper gives it a ticket."""
+    async def release(self, email_id: str, *, by: str = "", own: bool = False) -> int:
+        """Lets what is held, dead or unknown go on, not before `send_at`; the sweeper gives it a ticket.
+
+        `own`: only what `hold` has held by the same.
+        """
         now = self._clock()
 
         def released(row: Row) -> dict[str, Any]:
@@ -368,7 +383,8 @@ class DatabaseLedger:
             due = max(now, row.send_at or now)
             return {"disposition": disposition, "reason": "released", "ticket_id": "", "next_attempt_at": due}
 
-        return await self._each(email_id, _Change(step="released", from_=_STOPPED, by=by), released)
+        which = _Change(step="released", from_=_STOPPED, reason=_held_by(by) if own else None, by=by)
+        return await self._each(email_id, which, released)
 
     # sweeping
 
@@ -472,11 +488,7 @@ class DatabaseLedger:
         """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
-            found = [
-                row
-                for row in rows.rows_of(connection, email_id, to_change=True)
-                if _is_one_of(row, change.from_, now) and change.ticket_id in (None, row.ticket_id)
-            ]
+            found = [row for row in rows.rows_of(connection, email_id, to_change=True) if change.concerns(row, now)]
             for row in found:
                 self._change(connection, row, _ended(now) | values(row))
                 changed = rows.row_of(connection, email_id, row.recipient)
@@ -531,6 +543,10 @@ _CLAIMED = sa.update(email_recipients).where(
     email_recipients.c.recipient == sa.bindparam("to"),
     email_recipients.c.claim_token == sa.bindparam("token"),
 )
+
+
+def _held_by(who: str) -> str:
+    return f"held by {who or 'an operator'}"
 
 
 def _change_claimed(connection: sa.Connection, claim: Claim, values: dict[str, Any]) -> Row:

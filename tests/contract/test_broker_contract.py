@@ -34,7 +34,9 @@ from gateway.queue.ticket import (
     EMAIL_SEND_URGENT,
     HOME_QUEUE,
     MAIL_INBOUND,
+    ROUTING_KEY,
     SUSPECT,
+    UNROUTABLE,
     Ticket,
     at_home,
     home_queue,
@@ -698,3 +700,16 @@ async def suspected(broker: Broker, item: Ticket) -> None:
     await broker.publish([item])
     async with consuming(broker, item.queue) as consumer:
         await (await next_lease(consumer)).settle(Suspect())
+
+
+async def test_a_ticket_for_a_queue_nobody_knows_goes_to_the_unroutable_with_that_name(broker: Broker) -> None:
+    await broker.publish([ticket("7", queue="email.sned", headers={"a": 1})])
+    async with consuming(broker, UNROUTABLE) as consumer:
+        lease = await next_lease(consumer)
+        assert (lease.ticket.id, lease.ticket.headers) == ("7", {"a": 1, ROUTING_KEY: "email.sned"})
+        await lease.settle(Dead(reason="rejected"))
+    (letter,) = await broker.dead()
+    assert (letter.queue, letter.ticket.headers[ROUTING_KEY]) == (UNROUTABLE, "email.sned")
+    await broker.retry_dead(letter.number)
+    async with consuming(broker, UNROUTABLE) as consumer:
+        assert (await next_lease(consumer)).ticket.headers[ROUTING_KEY] == "email.sned"
