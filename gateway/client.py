@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import date, time
@@ -28,21 +28,22 @@ from urllib.parse import unquote
 from uuid import UUID
 
 from gateway.contract.canonical_json import MAX_DEPTH
+from gateway.contract.control import Action, ControlEmail
 from gateway.contract.email_send import MAX_REQUEST_BYTES, Attachment, SendEmail, parse_send_email
 from gateway.contract.post_create import CreatePost, parse_create_post
-from gateway.errors import InvalidRequest, Problem, SettingsError
+from gateway.errors import InvalidRequest, Problem, SettingsError, StoreUnavailable
 from gateway.mail.ids import canonical_uuid, new_id
 from gateway.pending import open_pending
 from gateway.queue.amqp_url import SCHEMES, amqp_urls
 from gateway.queue.broker import Broker, Done
-from gateway.queue.ticket import EMAIL_SEND_SERIAL, POST_CREATE, STREAM_QUEUES, Ticket
+from gateway.queue.ticket import EMAIL_CONTROL, EMAIL_SEND_SERIAL, POST_CREATE, STREAM_QUEUES, Ticket
 from gateway.runtime import aside
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.pending import PendingPosts
-    from gateway.store.database import Database
+    from gateway.store.published_store import PublishedStore
 
 T = TypeVar("T")
 ParamsCheck = Callable[[str, dict[str, Any]], Sequence[Problem]]
@@ -113,19 +114,22 @@ class Client:
         self._check = check
         self._app = app
         self._database_url = database_url
-        self._database: Database | None = None
+        self._store: PublishedStore | None = None
         self._pending = pending or open_pending()
-        self._stack = AsyncExitStack()
+        self._stack = AsyncExitStack()  # what is open
 
     async def __aenter__(self) -> Client:
-        if self._broker is None:
-            self._broker = await self._stack.enter_async_context(open_broker(self._url))
-            self._stack.push_async_callback(self._pending.close)
-        if self._database_url:
-            from gateway.store.database import open_as_it_is
+        async with AsyncExitStack() as opened:  # what fails half-way closes what was open
+            if self._broker is None:
+                self._broker = await opened.enter_async_context(open_broker(self._url))
+                opened.push_async_callback(self._pending.close)
+            if self._database_url:
+                from gateway.store.published_store import PublishedStore
 
-            self._database = await open_as_it_is(self._database_url)
-            self._stack.push_async_callback(self._database.close)
+                self._store = PublishedStore(self._database_url)
+                opened.push_async_callback(self._store.close)
+                await self._store.open()
+            self._stack = opened.pop_all()
         return self
 
     async def __aexit__(
@@ -162,6 +166,18 @@ class Client:
         body = await self._open_broker.ask(await self._ticket(request), timeout_seconds=timeout_seconds)
         return _answer(body)
 
+    async def cancel(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """Has what is not yet sent of an email of this app never sent; waits for the answer, TimeoutError as for `ask`."""
+        return await self._control("cancel", email_id, timeout_seconds)
+
+    async def hold(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """Has what is not yet sent of an email of this app wait until `release`; waits for the answer."""
+        return await self._control("hold", email_id, timeout_seconds)
+
+    async def release(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """Lets go on what this app held; waits for the answer."""
+        return await self._control("release", email_id, timeout_seconds)
+
     async def create_post(
         self, post: CreatePost | None = None, /, *, attachments: Iterable[Attachment | Path] = (), **fields: Any
     ) -> str:
@@ -175,16 +191,24 @@ class Client:
         """A post by its id, its `status` first: `stored`, `failed` with its `reason`, or `pending` with its content.
 
         Stored and failed ones are seen where the client was given a `database_url` (an app's role reads what is published);
-        None for a post that neither the store nor anybody who remembers knows.  Raises StoreUnavailable.
+        None for a post that neither the store nor anybody who remembers knows.  While the store is away what is remembered
+        is `pending`, and of the rest StoreUnavailable is raised.
         """
-        known = canonical_uuid(post_id)
-        if self._database is not None:
-            from gateway.store import published
-
-            found = await self._database.read(lambda connection: published.post_or_refusal(connection, known))
-            if found is not None:
-                return found
-        return await self._pending.recall(known)
+        try:
+            known = canonical_uuid(post_id)
+        except ValueError:
+            return None  # an id that nobody can have given to a post
+        fault = None
+        if self._store is not None:
+            try:
+                if (found := await self._store.post(known)) is not None:
+                    return found
+            except StoreUnavailable as away:
+                fault = away
+        remembered = await self._pending.recall(known)
+        if remembered is None and fault is not None:
+            raise fault
+        return remembered
 
     async def ask_post(
         self,
@@ -207,7 +231,7 @@ class Client:
             await self._pending.remember(request)
         return answer
 
-    async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncGenerator[dict[str, Any]]:
         """Yields CloudEvents from the durable subscription `name`; an event is done when the next one is asked for."""
         queue = await self._open_broker.subscribe(name, patterns)
         async with self._open_broker.consume({queue: 1}, concurrency=1) as consumer:
@@ -245,6 +269,14 @@ class Client:
         if len(body) > MAX_REQUEST_BYTES:
             raise InvalidRequest([Problem("(request)", f"has {len(body)} bytes, at most {MAX_REQUEST_BYTES}")])
         return Ticket(queue=queue, id=request.id, body=body, app=self._app)
+
+    async def _control(self, action: Action, email_id: str, timeout_seconds: float) -> Answer:
+        try:
+            request = ControlEmail(action=action, email_id=email_id)
+        except ValueError:
+            raise InvalidRequest([Problem("email_id", "is not a UUID")]) from None
+        ticket = Ticket(queue=EMAIL_CONTROL, id=request.id, body=request.to_json(), app=self._app)
+        return _answer(await self._open_broker.ask(ticket, timeout_seconds=timeout_seconds))
 
     def _post_ticket(self, request: CreatePost) -> Ticket:
         return Ticket(queue=POST_CREATE, id=request.id, body=request.to_json(), app=self._app)
@@ -367,6 +399,18 @@ class BlockingClient:
         """As Client.ask."""
         return self._wait(self._client.ask(email, **fields))
 
+    def cancel(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """As Client.cancel."""
+        return self._wait(self._client.cancel(email_id, timeout_seconds=timeout_seconds))
+
+    def hold(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """As Client.hold."""
+        return self._wait(self._client.hold(email_id, timeout_seconds=timeout_seconds))
+
+    def release(self, email_id: str, *, timeout_seconds: float = 10) -> Answer:
+        """As Client.release."""
+        return self._wait(self._client.release(email_id, timeout_seconds=timeout_seconds))
+
     def create_post(self, post: CreatePost | None = None, /, **fields: Any) -> str:
         """As Client.create_post."""
         return self._wait(self._client.create_post(post, **fields))
@@ -379,13 +423,41 @@ class BlockingClient:
         """As Client.ask_post."""
         return self._wait(self._client.ask_post(post, **fields))
 
+    def events(self, name: str, patterns: Sequence[str] = ("#",)) -> Iterator[dict[str, Any]]:
+        """As Client.events: `for event in client.events(…)`; who leaves the loop gives the event in hand back."""
+        events = self._client.events(name, patterns)
+        try:
+            while (event := self._wait(_next(events))) is not None:
+                yield event
+        finally:
+            self._wait(_ended(events))
+
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        if not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("the client is not open: use `with gateway.connect_blocking(url) as client`")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # where Ctrl-C ended the waiting
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _next(events: AsyncGenerator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(events, None)
+
+
+async def _ended(events: AsyncGenerator[dict[str, Any]]) -> None:
+    while True:
+        try:
+            return await events.aclose()
+        except RuntimeError:  # the step that Ctrl-C ended is still on its way out
+            await asyncio.sleep(0.01)
 
 
 def connect(

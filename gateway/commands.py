@@ -215,6 +215,17 @@ async def cancel(settings: Settings, item: str) -> int:
         return await operator.cancel(item) if operator else 0
 
 
+async def hold(settings: Settings, items: Sequence[str]) -> dict[str, int]:
+    """What is not yet sent of these emails waits for a person; how many recipients of each.
+
+    Raises PermanentFailure for an id that is not one email's.
+    """
+    async with _operator(settings) as operator:
+        if operator is None:
+            raise PermanentFailure(f"nothing is known of {items[0]}")
+        return {item: await operator.hold(item) for item in items}
+
+
 async def retry_dead(settings: Settings, number: str) -> bool:
     async with _operator(settings) as operator:
         return operator is not None and await operator.retry_dead(number)
@@ -263,6 +274,19 @@ async def check_templates(settings: Settings) -> list[Problem]:
 
 
 async def _look_at_queue(settings: Settings) -> list[Finding]:
+    from gateway.watch import doctor as look
+
+    if queue_file(settings.queue_url) is None:
+        from gateway.queue.amqp_survey import survey
+        from gateway.queue.amqp_url import amqp_urls
+
+        surveyed = await survey(amqp_urls(settings.queue_url))
+        findings = [look.Finding(what="queue", **asdict(item)) for item in surveyed.found]
+        return findings + (await _look_into_queue(settings) if surveyed.is_whole else [])
+    return await _look_into_queue(settings)
+
+
+async def _look_into_queue(settings: Settings) -> list[Finding]:
     from gateway.watch import doctor as look
 
     try:
@@ -399,6 +423,20 @@ async def recover(settings: Settings, *, is_resend: bool) -> int:
         return sum([await decide(email_id) for email_id in await held_back(store.database)])
 
 
+async def hold_restored(settings: Settings) -> int:
+    """Holds what the ledger calls open, since it came out of a backup together with its mark; returns how many recipients."""
+    from gateway.app.in_use import emptied
+    from gateway.store.ledger_mark import begin_anew, hold_what_is_open, position_of
+
+    with emptied(settings.data_dir):
+        async with _existing_store(settings) as store:
+            if store is None:
+                return 0
+            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            await begin_anew(store.database, store.mark, (await position_of(store.database)).epoch)
+            return held
+
+
 async def upgrade_store(settings: Settings) -> tuple[str | None, str]:
     """Leads the schema up, however long it takes; returns the version it had and the one it has."""
     from gateway.store.database import open_as_it_is
@@ -422,6 +460,12 @@ def store_grants(settings: Settings, *, app_role: str, worker_role: str, schema:
     if app.database_file(settings) is not None:
         raise SettingsError([Problem("database_url", "a file has no roles; grants are for postgresql://")])
     return grant_statements(app_role=app_role, worker_role=worker_role, schema=schema)
+
+
+async def what_moves(settings: Settings, source: str, target: str) -> list[app.Move]:
+    """What `gateway move` carries: the one named, or all that the settings left behind in `data_dir`."""
+    app.check_values(settings)
+    return [await app.what_moves(source, target)] if source else await app.what_is_left(settings)
 
 
 async def migrate_queues(settings: Settings) -> list[str]:

@@ -129,6 +129,15 @@ class MailLog:
     def email_rejected(self, request_id: str, *, problems: str) -> None:
         self._say("email-rejected", "warning", email=request_id, problems=problems)
 
+    def email_controlled(self, email_id: str, *, action: str, app: str, recipients: int) -> None:
+        self._say("email-controlled", email=email_id, action=action, app=app, recipients=recipients)
+
+    def control_rejected(self, request_id: str, *, app: str, problems: str) -> None:
+        self._say("control-rejected", "warning", request=request_id, app=app, problems=problems)
+
+    def command_refused(self, request_id: str, *, queue: str, app: str, problems: str) -> None:
+        self._say("command-refused", "warning", request=request_id, queue=queue, app=app, problems=problems)
+
     def email_attempted(
         self, email_id: str, *, recipient: str, relay: str, disposition: str, reply: str, reason: str = ""
     ) -> None:

@@ -64,10 +64,18 @@ def _listen_with_options(value: Any) -> Any:
     return value
 
 
+def _path_of_pem(value: Any) -> Any:
+    """A key given itself would be shown wherever its path is."""
+    if isinstance(value, str) and ("\n" in value.strip() or "-----" in value):
+        raise ValueError("takes the path of a file, not what is in it")
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Listen = Annotated[str, BeforeValidator(_listen)]
 MaybeListen = Annotated[str, BeforeValidator(lambda value: _listen(value) if value else value)]
+PemFile = Annotated[Path | None, BeforeValidator(_path_of_pem)]
 DoorListen = Annotated[str, BeforeValidator(_listen_with_options)]
 
 
@@ -168,8 +176,8 @@ class Settings(_Table):
     )
     smtps_listen: MaybeListen = Field("", description="the SMTP door with TLS from the first octet on; empty = none")
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
-    tls_certificate: Path | None = Field(None, description="the SMTP door's certificate and chain (PEM); none = no TLS")
-    tls_key: Path | None = Field(None, description="its key (PEM); default: in the file of the certificate")
+    tls_certificate: PemFile = Field(None, description="the SMTP door's certificate and chain (PEM); none = no TLS")
+    tls_key: PemFile = Field(None, description="its key (PEM); default: in the file of the certificate")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
         "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
@@ -287,10 +295,15 @@ def _keep_one_spelling(values: dict[str, Any], source: Sequence[Any], problems: 
 def _masked(value: Any) -> Any:
     """The same value with the password of every URL in it hidden, up to the last @: a password may hold one."""
     if isinstance(value, str):
-        return _URL_PASSWORD.sub(r"\1:***@", value)
+        return without_secrets(value)
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+def without_secrets(text: str) -> str:
+    """The text with the passwords of the URLs in it hidden."""
+    return _URL_PASSWORD.sub(r"\1:***@", text)
 
 
 def shown_service(url: str) -> str:

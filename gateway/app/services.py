@@ -20,7 +20,7 @@ from gateway.app.making import (
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
-from gateway.errors import StoreUnavailable, TransientFailure
+from gateway.errors import Problem, SettingsError, StoreUnavailable, TransientFailure
 from gateway.maillog import MailLog
 from gateway.runtime import Service, Stop
 
@@ -44,9 +44,12 @@ async def build_smtp(parts: Parts, stack: AsyncExitStack) -> Service:
         access = (await parts.store(stack)).access
         logins = DoorLogins(access=access, passwords=parts.passwords(), throttle=parts.throttle(), log=parts.log)
     door = await _open_door(SmtpDoor, "smtp_listen", parts, stack, certificates=certificates, logins=logins)
-    if listen:
+    inherited = parts.activation.take("smtps")
+    if inherited and certificates is None:
+        raise SettingsError([Problem("tls_certificate", "is wanted: systemd hands us a socket for TLS")])
+    if listen or inherited:
         with naming_the_key("smtps_listen", listen):
-            await door.start_tls(listen, parts.activation.take("smtps"))
+            await door.start_tls(listen, inherited)
     return door.serve
 
 

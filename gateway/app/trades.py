@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from collections.abc import Mapping
@@ -130,6 +131,29 @@ async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
     )
 
 
+async def command_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
+    """What apps publish beside requests: control, and what leads nowhere; without the relays' gate, for it sends nothing."""
+    from gateway.client import queue_file
+    from gateway.outbound.control import ControlDesk
+    from gateway.outbound.refusal import RefusalDesk
+    from gateway.queue.ticket import EMAIL_BROADCAST, EMAIL_CONTROL, UNROUTABLE
+
+    broker, store = await parts.queue(stack), await parts.store(stack)
+    is_file = queue_file(parts.settings.queue_url) is not None
+    control = ControlDesk(store.ledger, answer=broker.answer, log=parts.log, is_app_proven=not is_file)
+    refusal = RefusalDesk(store.ledger, answer=broker.answer, log=parts.log)
+    return Trade(
+        weights={EMAIL_CONTROL: 4, EMAIL_BROADCAST: 1, UNROUTABLE: 1},
+        handlers={
+            EMAIL_CONTROL: control.handle,
+            EMAIL_BROADCAST: refusal.broadcast,
+            UNROUTABLE: refusal.unroutable,
+        },
+        buries={},
+        concurrency=4,
+    )
+
+
 async def build_ingest(parts: Parts, stack: AsyncExitStack) -> Service:
     mails, posts = await ingest_trade(parts, stack), await post_trade(parts, stack)
     trade = replace(mails, weights={**mails.weights, **posts.weights}, handlers={**mails.handlers, **posts.handlers})
@@ -141,14 +165,20 @@ async def build_photos(parts: Parts, stack: AsyncExitStack) -> Service:
 
 
 async def build_send(parts: Parts, stack: AsyncExitStack) -> Service:
-    return worker_of(parts, await parts.queue(stack), await send_trade(parts, stack))
+    broker = await parts.queue(stack)
+    workers = [worker_of(parts, broker, await trade(parts, stack)) for trade in (send_trade, command_trade)]
+
+    async def service(stop: Stop) -> None:
+        await asyncio.gather(*(worker(stop) for worker in workers))
+
+    return service
 
 
 async def build_suspects(parts: Parts, stack: AsyncExitStack) -> Service:
     """Every trade's handlers, one ticket at a time, in a process where nothing else runs."""
     from gateway.queue.ticket import SUSPECT
 
-    trades = [await trade(parts, stack) for trade in (ingest_trade, post_trade, photo_trade, send_trade)]
+    trades = [await trade(parts, stack) for trade in (ingest_trade, post_trade, photo_trade, send_trade, command_trade)]
     handlers = {name: handle for trade in trades for name, handle in trade.handlers.items()}
     buries = {name: bury for trade in trades for name, bury in trade.buries.items()}
     trade = Trade(weights={}, handlers=handlers, buries=buries, concurrency=1)

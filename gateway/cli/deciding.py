@@ -1,4 +1,4 @@
-"""What a person decides: release, discard, cancel, replay, and what becomes of dead letters."""
+"""What a person decides: hold, release, discard, cancel, replay, and what becomes of dead letters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.terminal import AsJson, Context, no, note, print_list, settings_of, wait_for
+from gateway.cli.terminal import EXIT_NO, AsJson, Context, no, note, print_list, settings_of, wait_for
 
 dead = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Dead letters: what we gave up on.")
 
@@ -19,6 +19,17 @@ def replay(
 
     rows = wait_for(commands.replay(settings_of(context), items))
     tables.print_rows(rows, ["id", "rcpt_to", "disposition", "action"], as_json=as_json)
+
+
+def hold(context: Context, items: Annotated[list[str], typer.Argument(metavar="ID...")]) -> None:
+    """Holds what is not yet sent of emails; `gateway release` lets it go on."""
+    from gateway import commands
+
+    counts = wait_for(commands.hold(settings_of(context), items))
+    for item, count in counts.items():
+        note(f"{item}: {count} held" if count else f"{item}: nothing of it waits to be sent")
+    if not all(counts.values()):
+        raise typer.Exit(EXIT_NO)
 
 
 def release(context: Context, item: Annotated[str, typer.Argument(metavar="ID")]) -> None:
@@ -55,14 +66,19 @@ def recover(
     context: Context,
     resend: Annotated[bool, typer.Option("--resend", help="Send them; some may come twice.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Never send them.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="All of data_dir was restored: hold what is open, before the first start.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """After a restored backup: lists the emails it held, for they may have been sent since; then --resend or --cancel."""
     from gateway import commands, tables
 
-    if resend and cancel:
-        raise typer.BadParameter("either --resend or --cancel")
-    if resend or cancel:
+    if resend + cancel + hold > 1:
+        raise typer.BadParameter("either --hold, --resend or --cancel")
+    if hold:
+        note(f"{wait_for(commands.hold_restored(settings_of(context)))} held")
+    elif resend or cancel:
         count = wait_for(commands.recover(settings_of(context), is_resend=resend))
         note(f"{count} {'released' if resend else 'cancelled'}")
     else:

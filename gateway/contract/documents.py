@@ -9,12 +9,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from gateway.contract.control import ControlEmail
 from gateway.contract.email_send import SendEmail
 from gateway.contract.events import CONTENT_TYPE, CloudEvent, EventType
 from gateway.contract.post_create import CreatePost
 
 COMMANDS: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
     "email.send": (SendEmail, ("email.send", "email.send.urgent", "email.send.bulk", "email.send.serial")),
+    "email.control": (ControlEmail, ("email.control",)),
     "post.create": (CreatePost, ("post.create",)),
 }
 MODELS: dict[str, type[BaseModel]] = {name: model for name, (model, _) in COMMANDS.items()} | {"event": CloudEvent}

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from gateway.contract.canonical_json import canonical_json
 from gateway.contract.email_send import (
@@ -20,10 +20,11 @@ from gateway.contract.email_send import (
     Attachment,
     BodyText,
     HeaderText,
-    refuse_too_large,
 )
-from gateway.errors import InvalidRequest, Problem
+from gateway.contract.request import parse
 from gateway.mail.ids import canonical_uuid, new_id
+
+VERSION = 1
 
 _MAILBOX = r"^[A-Za-z0-9_.:@+-]{1,200}$"
 
@@ -69,20 +70,4 @@ class CreatePost(BaseModel):
 
 def parse_create_post(body: bytes | Mapping[str, Any]) -> CreatePost:
     """Reads a request; raises InvalidRequest naming every problem with its path."""
-    try:
-        if isinstance(body, bytes):
-            refuse_too_large(body)
-            return CreatePost.model_validate_json(body)
-        return CreatePost.model_validate(body)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise InvalidRequest([Problem(_path(item["loc"]), _message(item)) for item in found]) from None
-
-
-def _path(loc: tuple[str | int, ...]) -> str:
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
-    return "".join(steps).removeprefix(".") or "(request)"
-
-
-def _message(item: Any) -> str:
-    return "unknown key" if item["type"] == "extra_forbidden" else str(item["msg"]).removeprefix("Value error, ")
+    return parse(CreatePost, body)

@@ -3,7 +3,7 @@
 Flow: the door asks `Certificates.context` at each handshake; `doctor` and the alarms ask `judge`.
 Promises: a pair that cannot be used never takes the place of one that can (certificate and key are seldom replaced at the
 same moment): the old one stays, the log says so once, and the next change is looked at again.  TLS 1.2 or later, ephemeral
-keys and authenticated ciphers only, no compression, no renegotiation; client certificates are not asked for.
+keys only, no compression, no renegotiation; client certificates are not asked for.
 Limits: a key with a passphrase cannot be used; revocation (OCSP) is not looked at.  Home of cryptography.
 """
 
@@ -19,7 +19,8 @@ from typing import Literal
 
 from gateway.runtime import utc_now
 
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"  # of TLS 1.2; those of 1.3 are all good
+# Of TLS 1.2; those of 1.3 are all good.  The last ones are for old mail servers, which would come in the clear otherwise.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL"
 RENEW_DAYS = 14
 URGENT_DAYS = 3
 Level = Literal["warning", "wrong"]

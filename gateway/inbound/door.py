@@ -37,14 +37,16 @@ _CROWDED, _CROWDED_NO_MORE = 0.8, 0.6
 class DoorLimits:
     """What one client may ask of the door (Postfix's values, but for the size).
 
-    `session_seconds` is how long a session may go on without a mail; `crowded_idle_seconds` is all the patience there is for the
-    silent while four fifths of the connections are taken; `linger_seconds` is how long the door waits for a client to take the
-    last reply of a session that is over; `failed_login_seconds` passes before a wrong password is called wrong.
+    `put_off` is how often a session may be told to try again later, `session_seconds` how long it may go on without a mail;
+    `crowded_idle_seconds` is all the patience there is with the silent while four fifths of the connections are taken;
+    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over;
+    `failed_login_seconds` passes before a wrong password is called wrong.
     """
 
     mail_bytes: int = 35 * 1024 * 1024
     recipients: int = 1_000
     hard_errors: int = 20
+    put_off: int = 10_000
     junk_commands: int = 100
     connections: int = 1_000
     connections_per_client: int = 50

@@ -48,5 +48,7 @@ class DoorChecks:
         if is_new:
             envelope.rcpt_keys.add(key)
             envelope.rcpt_tos.append(address)
+        elif not server.replies_each and (last_word := server.count_junk()):
+            return str(last_word)
         envelope.accepted += 1
         return "250 2.1.5 Ok"

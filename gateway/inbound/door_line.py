@@ -41,6 +41,7 @@ _BARE_LINE_END = Reply(
     enhanced_status="5.5.2",
     text="a command ends with CR LF and has no other CR or LF (RFC 5321, section 2.3.8)",
 )
+_TOO_MUCH_JUNK = Reply(code=421, enhanced_status="4.7.0", text="too many commands without a mail, closing")
 BUFFER_BYTES = 64 * 1024
 COMMAND_BYTES = 2_048
 _REPLY_LINE = re.compile(r"^(\d{3}) (?:(\d\.\d{1,3}\.\d{1,3}) )?(.*)$", re.DOTALL)
@@ -93,8 +94,7 @@ class DoorLine(SMTP):
         self._door = door
         self._limits = door.limits
         self._command = ("CONNECT", "")
-        self._errors = 0
-        self._junk_commands = 0
+        self._errors = self._put_off = self._junk_commands = 0
         self._unsent = bytearray()
         self._mail_due = loop.time() + door.limits.session_seconds
         self.command_size_limits = collections.defaultdict(lambda: COMMAND_BYTES)
@@ -218,7 +218,10 @@ class DoorLine(SMTP):
     # Replies.
 
     async def push(self, status: Any, times: int = 1) -> None:
-        """Sends a reply with its enhanced status and without anything unprintable; counts and logs a refusal once."""
+        """Sends a reply with its enhanced status and without anything unprintable; counts and logs a refusal once.
+
+        After 421 the session is over (RFC 5321, section 3.8).
+        """
         line = status if isinstance(status, str) else bytes(status).decode("utf-8", "replace")
         match = _REPLY_LINE.match(line)
         code, enhanced, text = match.groups() if match else ("451", "4.3.0", "try again later")
@@ -227,7 +230,10 @@ class DoorLine(SMTP):
         reply = (
             Reply.from_peer(int(code), f"{enhanced or _ENHANCED.get(code, '')} {text}") if code[0] in "245" else None
         )
-        await self._say([str(reply) if reply else f"{code} {text}"] * times)
+        if reply is not None and reply.code == 421:
+            self._hang_up(str(reply))
+        else:
+            await self._say([str(reply) if reply else f"{code} {text}"] * times)
         if reply is not None and not reply.is_positive:
             verb, address = self._command
             self._door.log.refused(door=self._door.name, client=self.client, verb=verb, reply=reply, address=address)
@@ -247,11 +253,13 @@ class DoorLine(SMTP):
         self._unsent.clear()
 
     def count_error(self, reply: Reply) -> None:
-        """What is refused for good is the client's error; "try again later" is not, however often it is said."""
+        """What is refused for good is the client's error; "try again later" is not, but must not be asked for without end."""
         if reply.is_permanent:
             self._errors += 1
             self._door.note_error(self)
-        if self._errors > self._limits.hard_errors:
+        else:
+            self._put_off += 1
+        if self._errors > self._limits.hard_errors or self._put_off > self._limits.put_off:
             self._hang_up("421 4.7.0 too many errors, closing")
 
     async def handle_exception(self, error: Exception) -> str:
@@ -264,16 +272,14 @@ class DoorLine(SMTP):
             self._door.log.door_fault(door=self._door.name, client=self.client, error=error)
         return str(TRY_LATER)
 
-    def count_junk(self) -> bool:
-        """Counts a command that brings no mail nearer; True when there were too many since the last mail."""
+    def count_junk(self) -> Reply | None:
+        """Counts a command that brings no mail nearer; returns the last word when there were too many since the last mail."""
         self._junk_commands += 1
-        if self._junk_commands > self._limits.junk_commands:
-            self._hang_up("421 4.7.0 too many commands without a mail, closing")
-        return self._junk_commands > self._limits.junk_commands
+        return _TOO_MUCH_JUNK if self._junk_commands > self._limits.junk_commands else None
 
     def forgive(self) -> None:
         """A mail was kept: what went before it is forgotten."""
-        self._errors = self._junk_commands = 0
+        self._errors = self._put_off = self._junk_commands = 0
         self._mail_due = self.loop.time() + self._limits.session_seconds
 
     def note_command(self, verb: str, arg: str | None = "") -> None:

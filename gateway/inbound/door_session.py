@@ -44,15 +44,14 @@ class DoorSession(DoorData):
 
     async def _do_junk(self, command: Callable[[str | None], Awaitable[None]], arg: str | None) -> None:
         """Obeys a command that brings no mail nearer, unless there were too many of them since the last mail."""
-        if self.count_junk():
-            await asyncio.sleep(0)  # the connection's end is noticed before the next command
+        if last_word := self.count_junk():
+            await self.push(str(last_word))
         else:
             await command(arg)
 
     async def _show_out(self, verb: str, arg: str | None) -> None:
         self.note_command(verb)
         await self.push("421 4.7.0 this is a mail server, and no web server, closing")
-        self._close()
 
     async def greet(self, verb: str, hostname: str | None, *, extended: bool) -> bool:
         """Begins anew after HELO, EHLO or LHLO; False when the client's name is none."""

@@ -8,17 +8,16 @@ answer to is a dead letter with its reason, never silently gone.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from gateway.contract.email_send import Attachment, refuse_too_large
-from gateway.contract.post_create import CreatePost, parse_create_post
+from gateway.contract.email_send import Attachment
+from gateway.contract.post_create import VERSION, CreatePost, parse_create_post
+from gateway.contract.request import answer_json, claimed_id, with_id
 from gateway.errors import InvalidRequest, OverBudget, PermanentFailure, Problem
 from gateway.inbound.attachments import TypedAttachment, typed
 from gateway.inbound.ingest import new_attachment
 from gateway.inbound.intake import Blobs
-from gateway.mail.ids import canonical_uuid
 from gateway.mail.parse import Cage, ParsedAttachment
 from gateway.maillog import MailLog
 from gateway.queue.broker import Done
@@ -111,18 +110,17 @@ class PostDesk:
         return await self._blobs.get(item.blob)
 
     async def _refuse(self, ticket: Ticket, status: str, problems: Sequence[Problem]) -> Done:
-        text = "; ".join(map(str, problems))
-        self._log.post_rejected(_claimed_id(ticket), problems=text)
-        await self._mails.record_post_rejected(_claimed_id(ticket), app=ticket.app, problems=problems)
+        text, post_id = "; ".join(map(str, problems)), claimed_id(ticket.body, ticket.id)
+        self._log.post_rejected(post_id, problems=text)
+        await self._mails.record_post_rejected(post_id, app=ticket.app, problems=problems)
         if not ticket.reply_to:
             raise PermanentFailure(f"{status}: {text}")
-        await self._respond(ticket, _claimed_id(ticket), status, problems)
+        await self._respond(ticket, post_id, status, problems)
         return Done()
 
     async def _respond(self, ticket: Ticket, post_id: str, status: str, problems: Sequence[Problem]) -> None:
         if ticket.reply_to:
-            errors = [str(problem) for problem in problems]
-            await self._answer(ticket, json.dumps({"id": post_id, "status": status, "errors": errors}).encode())
+            await self._answer(ticket, answer_json(post_id, status, problems))
 
 
 def clean_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], bytes]:
@@ -134,20 +132,5 @@ def clean_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], b
 
 
 def read_request(ticket: Ticket) -> CreatePost:
-    """The ticket's request; raises InvalidRequest. Without an `id` of its own it has the ticket's."""
-    refuse_too_large(ticket.body)
-    try:
-        data = json.loads(ticket.body)
-    except (ValueError, RecursionError):
-        return parse_create_post(ticket.body)  # says what is wrong in its own words
-    if not isinstance(data, dict) or "id" in data:
-        return parse_create_post(ticket.body)
-    return parse_create_post(json.dumps(data | {"id": ticket.id}).encode())
-
-
-def _claimed_id(ticket: Ticket) -> str:
-    """The id a broken request goes by: its own if that can be read, else the ticket's."""
-    try:
-        return canonical_uuid(json.loads(ticket.body)["id"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return ticket.id
+    """The ticket's request; raises InvalidRequest, or NewerVersion. Without an `id` of its own it has the ticket's."""
+    return parse_create_post(with_id(ticket.body, ticket.id, known=VERSION, contract="post.create"))

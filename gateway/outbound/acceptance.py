@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from gateway.contract.email_send import VERSION, SendEmail, parse_send_email, refuse_too_large
+from gateway.contract.request import answer_json, claimed_id
+from gateway.contract.versions import refuse_newer
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import parse_address, wire_mailbox
-from gateway.mail.ids import canonical_uuid, new_id
+from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
 from gateway.queue.ticket import EMAIL_SEND_SERIAL, STREAM_QUEUES, Ticket, fresh_queue
 from gateway.runtime import aside, failpoint
@@ -28,10 +30,6 @@ class Templates(Protocol):
     """What acceptance asks of the templates."""
 
     def problems(self, name: str, params: dict[str, Any]) -> list[Problem]: ...
-
-
-class NewerVersion(Exception):
-    """The request speaks a later version of the contract: a newer worker will understand it."""
 
 
 class AcceptanceDesk:
@@ -105,15 +103,14 @@ class AcceptanceDesk:
         return stream
 
     async def _reject(self, ticket: Ticket, problems: Sequence[Problem]) -> None:
-        request_id = await aside(len(ticket.body), lambda: _claimed_id(ticket))
+        request_id = await aside(len(ticket.body), lambda: claimed_id(ticket.body, ticket.id))
         await self._ledger.record_rejected(request_id, app=ticket.app, problems=problems)
         self._log.email_rejected(request_id, problems="; ".join(map(str, problems)))
         await self._respond(ticket, request_id, "rejected", problems)
 
     async def _respond(self, ticket: Ticket, email_id: str, status: str, problems: Sequence[Problem]) -> None:
         if ticket.reply_to:
-            errors = [str(problem) for problem in problems]
-            await self._answer(ticket, json.dumps({"id": email_id, "status": status, "errors": errors}).encode())
+            await self._answer(ticket, answer_json(email_id, status, problems))
 
     def _mint_message_id(self, request: SendEmail) -> str:
         mailbox = parse_address(request.from_ or self._default_from).mailbox
@@ -130,18 +127,7 @@ def read_request(ticket: Ticket) -> SendEmail:
         return parse_send_email(ticket.body)  # says what is wrong in its own words
     if not isinstance(data, dict):
         return parse_send_email(ticket.body)
-    version = data.get("version", VERSION)
-    if isinstance(version, int) and version > VERSION:
-        raise NewerVersion(f"version {version} of email.send, this worker reads {VERSION}")
+    refuse_newer(data, known=VERSION, contract="email.send")
     if "id" in data:
         return parse_send_email(ticket.body)
     return parse_send_email(json.dumps(data | {"id": ticket.id}))  # a new id at each delivery would be a new email
-
-
-def _claimed_id(ticket: Ticket) -> str:
-    """The id a broken request goes by: its own if that can be read, else the ticket's."""
-    try:
-        refuse_too_large(ticket.body)
-        return canonical_uuid(json.loads(ticket.body)["id"])
-    except (InvalidRequest, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return ticket.id

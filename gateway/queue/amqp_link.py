@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractConnection
 
 from gateway.errors import GatewayError, QueueUnavailable
 from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, said
-from gateway.queue.topology import refuse_version
+from gateway.queue.amqp_version import refuse_version, version_of
 
 CONNECT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 10
@@ -133,7 +133,7 @@ class Link:
             )
             try:
                 async with asyncio.timeout(4 * RPC_SECONDS):
-                    refuse_version(_version(connection))
+                    refuse_version(version_of(connection))
                     await self._prepare(connection)
             except BaseException:
                 await _leave(connection)
@@ -153,12 +153,6 @@ class Link:
 
 def _is_over(connection: AbstractConnection) -> bool:
     return connection.transport is None or connection.transport.connection.is_closed
-
-
-def _version(connection: AbstractConnection) -> str:
-    transport = connection.transport
-    found = transport.connection.server_properties.get("version", "") if transport else ""
-    return found.decode() if isinstance(found, bytes) else str(found)
 
 
 async def _leave(connection: AbstractConnection) -> None:

@@ -24,8 +24,8 @@ from gateway.queue.amqp_faults import RPC_SECONDS, faults_told, open_channel
 from gateway.queue.amqp_link import CONNECT_SECONDS
 from gateway.queue.amqp_ticket import copy
 from gateway.queue.amqp_url import user_of
-from gateway.queue.delays import STEPS, delay_queue
-from gateway.queue.topology import COMMAND_QUEUES, COMMANDS, EVENTS, ExchangeSpec, Looking, QueueSpec, Spec
+from gateway.queue.ticket import COMMAND_QUEUES
+from gateway.queue.topology import COMMANDS, EVENTS, ExchangeSpec, Looking, QueueSpec, Spec
 
 _INTERIM = "gateway.migrating."
 
@@ -33,11 +33,11 @@ _INTERIM = "gateway.migrating."
 async def migrate(urls: Sequence[str]) -> list[str]:
     """Does it on the first node that answers; returns a line for each thing it changed."""
     with faults_told("cannot migrate"):
-        async with await _connect(urls) as connection:
+        async with await connect(urls) as connection:
             return await _Migration(connection, user=user_of(urls[0])).run()
 
 
-async def _connect(urls: Sequence[str]) -> aio_pika.Connection:
+async def connect(urls: Sequence[str]) -> aio_pika.Connection:
     for url in urls:
         try:
             return await aio_pika.connect(url, timeout=CONNECT_SECONDS)
@@ -53,7 +53,7 @@ class _Migration:
         self._told: list[str] = []
 
     async def run(self) -> list[str]:
-        specs = await self._specs()
+        specs = await topology.specs_there(self._connection)
         differing = await topology.compare(
             self._connection,
             [spec for spec in specs if isinstance(spec, QueueSpec)],
@@ -68,15 +68,6 @@ class _Migration:
             if isinstance(spec, QueueSpec):
                 await self._bring_home(spec)
         return self._told
-
-    async def _specs(self) -> list[Spec]:
-        """What is declared from the start, and the delays of every home that has them."""
-        specs: list[Spec] = [*topology.queues(), *topology.exchanges()]
-        async with Looking(self._connection) as looking:
-            for queue in topology.queues():
-                if await looking.has(delay_queue(STEPS[-1], queue.name)):
-                    specs += [part for rung in topology.delay_ladder(queue.name) for part in rung]
-        return specs
 
     async def _refuse_consumed(self, differing: dict[Spec, Problem]) -> None:
         async with Looking(self._connection) as looking:

@@ -126,7 +126,9 @@ def copy(message: AbstractIncomingMessage, queue: str, *, user: str) -> Message:
 
 def _headers(message: AbstractIncomingMessage, queue: str) -> dict[str, Any]:
     headers = {key: _plain(value) for key, value in message.headers.items() if not _is_note(key)}
-    return headers | ({ROUTING_KEY: message.routing_key} if queue == UNROUTABLE else {})
+    # By the default exchange we ourselves sent it on: retried or dead it keeps the key that led nowhere.
+    is_fresh = queue == UNROUTABLE and message.exchange
+    return headers | ({ROUTING_KEY: message.routing_key} if is_fresh else {})
 
 
 def _is_note(key: str) -> bool:

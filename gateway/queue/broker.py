@@ -12,6 +12,7 @@ Promises every engine keeps:
   * queues consumed together share by weight: none starves, none has strict priority;
   * `Suspect` puts it into `gateway.suspect`, its home queue in a header, its deliveries counted anew; from there Later goes
     to the home's retry queue, and a dead letter says the home queue;
+  * a ticket for a queue that nobody knows goes to `gateway.unroutable`, that name in the header `routing_key`;
   * the `DELIVERY_LIMIT`th lease that ends without a word sends the ticket to `gateway.dead.crashed`.
 Not promised: order between tickets of any other queue; delivery exactly once (handlers are idempotent: record, publish, ack last).
 """
@@ -170,6 +171,13 @@ class Broker(Protocol):
 
     async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
         """The dead letters, oldest first, their tickets without the bodies."""
+        ...
+
+    def all_dead(self) -> AsyncIterator[DeadTicket]:
+        """Every dead letter with its body, however many, one after the other and in no promised order.
+
+        Iterate without dawdling and to the end, or close it: where queues cannot be looked into, other readers wait.
+        """
         ...
 
     async def dead_one(self, number: str) -> DeadTicket | None:

@@ -17,7 +17,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -36,11 +36,14 @@ from gateway.queue.amqp_link import Link
 from gateway.queue.amqp_publisher import BLOCKED, REPLY_TO, Publisher, Unroutable, question_id
 from gateway.queue.amqp_ticket import Arrived, death_notes, refuse_unfit, suspect, to_message, waits
 from gateway.queue.amqp_url import amqp_urls, user_of
+from gateway.queue.amqp_version import refuse_without_streams
 from gateway.queue.broker import Dead, DeadTicket, Depth, Event, Later, Outcome, Suspect
 from gateway.queue.delays import STEPS, delay_queue, step_for
 from gateway.queue.ticket import (
     DEAD_CRASHED,
     DEAD_FAILED,
+    HOME_QUEUES,
+    SUBSCRIBER,
     SUSPECT,
     UNROUTABLE,
     WORK_QUEUES,
@@ -48,6 +51,7 @@ from gateway.queue.ticket import (
     at_home,
     fresh_queue,
     home_queue,
+    leads_somewhere,
     retry_queue,
 )
 from gateway.runtime import Clock, failpoint, utc_now
@@ -78,7 +82,7 @@ class RabbitmqBroker:
         self._is_consuming = False
         self._moments: dict[str, Tally] = {}
         self._ladders: set[str] = set()
-        self._known = {*topology.HOME_QUEUES, *map(retry_queue, topology.HOME_QUEUES), SUSPECT, UNROUTABLE}
+        self._known = {*HOME_QUEUES, *map(retry_queue, HOME_QUEUES), SUSPECT, UNROUTABLE}
 
     # open and close
 
@@ -102,6 +106,7 @@ class RabbitmqBroker:
     async def _prepare(self, connection: AbstractConnection) -> None:
         self._ladders.clear()
         if self.is_house:
+            await refuse_without_streams(connection)
             await topology.declare(connection)
 
     async def _prepare_consuming(self, connection: AbstractConnection) -> None:
@@ -148,9 +153,9 @@ class RabbitmqBroker:
         await self._publisher.publish(message, exchange=topology.EVENTS, key=event.key, is_mandatory=False)
 
     async def _send(self, ticket: Ticket, *, published_at: datetime | None, deliveries: int = 0) -> None:
-        """To its queue, or down the delays that lead there."""
+        """To its queue, or down the delays that lead there; an app's by its key, and so what has no queue."""
         message = to_message(ticket, user=self.user, published_at=published_at, deliveries=deliveries)
-        if not self.is_house:
+        if not (self.is_house and leads_somewhere(ticket.queue)):
             await self._publisher.publish(message, exchange=topology.COMMANDS, key=ticket.queue)
             return
         step = step_for(waits(ticket, now=self.clock()))
@@ -173,7 +178,7 @@ class RabbitmqBroker:
     async def _declare_for(self, queue: str, *, is_delay: bool) -> None:
         connection = self._publishing.get()
         await self.mend(connection)
-        if queue.startswith(topology.SUBSCRIBER):
+        if queue.startswith(SUBSCRIBER):
             with faults_told(f"cannot declare {queue}"):
                 await topology.declare_these(connection, [topology.queue_spec(queue)])
         if is_delay:
@@ -241,7 +246,7 @@ class RabbitmqBroker:
     # subscribe, ask, answer
 
     async def subscribe(self, name: str, patterns: Sequence[str]) -> str:
-        queue = topology.SUBSCRIBER + name
+        queue = SUBSCRIBER + name
         bindings = tuple((queue, pattern) for pattern in dict.fromkeys(patterns))
         connection = await self._unblocked()
         with faults_told(f"cannot subscribe {name}"):
@@ -280,7 +285,7 @@ class RabbitmqBroker:
                 ready = {name: await looking.count(name) for name in sorted(self._known)}
                 delayed = {name: await self._count_delayed(looking, name) for name in ready}
         count = await self._census({name: found.consumers for name, found in ready.items()})
-        dead = await self._count_dead(connection)
+        dead = await self._dead.count(connection)
         depths = []
         for name in {*ready, *dead}:
             tally = count.of(name)
@@ -289,7 +294,7 @@ class RabbitmqBroker:
                 ready=ready[name].ready if name in ready else 0,
                 leased=tally.leased,
                 delayed=delayed.get(name, 0) + tally.held,
-                dead=dead.get(name, 0),
+                dead=dead[name],
                 oldest_seconds=None,
             )
             if depth.ready and tally.seen:
@@ -324,17 +329,6 @@ class RabbitmqBroker:
             return 0
         return sum([(await looking.count(delay_queue(step, home))).ready for step in STEPS])
 
-    async def _count_dead(self, connection: AbstractConnection) -> dict[str, int]:
-        with faults_told("cannot look at the dead letters"):
-            async with topology.Looking(connection) as looking:
-                counts = [(await looking.count(box)).ready for box in topology.DEAD_BOXES]
-        if not any(counts):
-            return {}
-        dead: dict[str, int] = {}
-        for letter in await self.dead():
-            dead[letter.queue] = dead.get(letter.queue, 0) + 1
-        return dead
-
     async def _census(self, consumers: Mapping[str, int]) -> Count:
         return await amqp_census.ask(await self._unblocked(), self._own_tallies(), consumers, name=self._name)
 
@@ -360,6 +354,11 @@ class RabbitmqBroker:
         letters = await self._dead.read(await self._unblocked(), limit=limit)
         letters.sort(key=lambda letter: letter.died_at)
         return [replace(letter, ticket=replace(letter.ticket, body=b"")) for letter in letters[:limit]]
+
+    async def all_dead(self) -> AsyncIterator[DeadTicket]:
+        async with aclosing(self._dead.each(await self._unblocked())) as letters:
+            async for letter in letters:
+                yield letter
 
     async def dead_one(self, number: str) -> DeadTicket | None:
         return await self.find_dead(number)

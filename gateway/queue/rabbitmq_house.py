@@ -14,8 +14,7 @@ from types import TracebackType
 from gateway.queue.broker import DeadTicket
 from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.receipts import Kind, Name, ReceiptFile, kind_of
-from gateway.queue.ticket import DEAD_CRASHED, DEAD_FAILED, SUSPECT, Ticket, retry_queue
-from gateway.queue.topology import HOME_QUEUES
+from gateway.queue.ticket import DEAD_CRASHED, DEAD_FAILED, HOME_QUEUES, SUSPECT, Ticket, retry_queue
 from gateway.runtime import Clock, utc_now
 
 

@@ -4,7 +4,7 @@ A holder of leases is one open broker; while it lives it keeps a lock on `<file>
 when the process dies, however it dies.  Every consumer gives back the leases of the dead at its start and every two
 seconds.  What is stored how is in `queue.sqlite_tables`.
 Promises: those of `queue.broker`; a publish in one process wakes a consumer in another in about 1 ms.
-Limits: those of `sqlite_file`; any queue name is taken; a subscriber that never comes keeps all its events; the topic
+Limits: those of `sqlite_file`; a subscriber that never comes keeps all its events; the topic
 patterns of a subscription are replaced by the next `subscribe` of its name; the order in which tickets were published is
 that of the clock.
 """
@@ -32,15 +32,18 @@ from gateway.queue.broker import DeadTicket, Depth, Done, Event, Lease, Outcome
 from gateway.queue.receipts import Name, SqliteReceipts, promises_of
 from gateway.queue.shares import Shares
 from gateway.queue.sqlite_tables import Claim, Row, micros
-from gateway.queue.ticket import Ticket
+from gateway.queue.ticket import Ticket, routed
 from gateway.runtime import Clock, failpoint, utc_now
-from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile, make_folder_beside, open_beside
+from gateway.sqlite_bells import Bell
+from gateway.sqlite_file import PATIENCE_SECONDS, Connection, SqliteFile
+from gateway.sqlite_turn import make_folder_beside, open_beside
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
 MAX_REPLY_NAME = 200
 LOOK_ROWS = 20_000
+DEAD_AT_ONCE = 20
 
 
 class SqliteBroker:
@@ -50,7 +53,7 @@ class SqliteBroker:
         """Every `reap_seconds` a consumer looks for leases whose time or holder is gone."""
         self._file = SqliteFile(path, prepare=tables.create_schema)
         self.receipts = SqliteReceipts(self._file)
-        self._life = _Life(path.with_name(path.name + ".lives"), of=path)
+        self._life = Life(path.with_name(path.name + ".lives"), of=path)
         self._clock = clock
         self._reap_seconds = reap_seconds
 
@@ -78,7 +81,7 @@ class SqliteBroker:
 
     async def publish(self, tickets: Sequence[Ticket]) -> None:
         now = micros(self._clock())
-        rows = [tables.fields(ticket, now) for ticket in tickets]
+        rows = [tables.fields(routed(ticket), now) for ticket in tickets]
         work = partial(tables.keep, rows=rows, promises=promises_of(tickets), now=now)
         await self._write(work, size=sum(len(body) for _, body in rows), place="queue.publishing")
         failpoint("queue.published")
@@ -134,6 +137,13 @@ class SqliteBroker:
 
     async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
         return await self._read(partial(tables.dead, limit=limit))
+
+    async def all_dead(self) -> AsyncIterator[DeadTicket]:
+        last = 0
+        while letters := await self._read(partial(tables.dead_after, number=last, limit=DEAD_AT_ONCE)):
+            for letter in letters:
+                yield letter
+            last = int(letters[-1].number)
 
     async def dead_one(self, number: str) -> DeadTicket | None:
         return await self._read(partial(tables.dead_one, number=number))
@@ -381,7 +391,7 @@ def _release_all(connection: Connection, rows: Sequence[Row]) -> None:
         tables.release(connection, row)
 
 
-class _Life:
+class Life:
     """A lock that lives as long as this process has the broker open; by it others know its leases are worth something."""
 
     def __init__(self, folder: Path, *, of: Path) -> None:
@@ -407,6 +417,10 @@ class _Life:
                 os.unlink(self._folder / self.name)
             os.close(self._number)
             self._number = -1
+
+    def others(self) -> list[str]:
+        """The other holders that live: processes that have this queue open now."""
+        return [name for name in os.listdir(self._folder) if name != self.name and not self.is_over(name)]
 
     def is_over(self, name: str) -> bool:
         """Whether the holder of that name is dead; its file goes with it.

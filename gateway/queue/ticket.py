@@ -24,7 +24,7 @@ SUSPECT = "gateway.suspect"
 HOME_QUEUE = "home_queue"  # the header in which a suspect keeps where it came from
 DEAD_FAILED = "gateway.dead.failed"
 DEAD_CRASHED = "gateway.dead.crashed"
-UNROUTABLE = "gateway.unroutable"  # commands whose key leads nowhere, on an engine with keys
+UNROUTABLE = "gateway.unroutable"  # commands whose key leads nowhere
 ROUTING_KEY = "routing_key"  # the header in which these have that key
 
 WORK_QUEUES = (
@@ -35,9 +35,22 @@ WORK_QUEUES = (
     EMAIL_SEND,
     EMAIL_SEND_BULK,
     EMAIL_SEND_SERIAL,
+    EMAIL_CONTROL,
 )
+COMMAND_QUEUES = (  # what apps publish to, each queue by the key of its name
+    EMAIL_SEND,
+    EMAIL_SEND_URGENT,
+    EMAIL_SEND_BULK,
+    EMAIL_SEND_SERIAL,
+    EMAIL_BROADCAST,
+    EMAIL_CONTROL,
+    POST_CREATE,
+)
+HOME_QUEUES = (MAIL_INBOUND, *COMMAND_QUEUES, PHOTO_RENDER)
 STREAM_QUEUES = {"urgent": EMAIL_SEND_URGENT, "normal": EMAIL_SEND, "bulk": EMAIL_SEND_BULK}
 EMAIL_QUEUES = (*STREAM_QUEUES.values(), EMAIL_SEND_SERIAL)
+SUBSCRIBER = "subscriber."
+REPLY = "reply."
 _RETRY = ".retry"
 
 
@@ -49,6 +62,13 @@ def retry_queue(name: str) -> str:
 def fresh_queue(name: str) -> str:
     """The queue a retry queue belongs to."""
     return name.removesuffix(_RETRY)
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether tickets for a queue of that name have a reader; what has none goes to `gateway.unroutable`."""
+    if name.startswith((SUBSCRIBER, REPLY)):
+        return True
+    return fresh_queue(name) in (*HOME_QUEUES, UNROUTABLE) or name in (SUSPECT, DEAD_FAILED, DEAD_CRASHED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +95,13 @@ class Ticket:
 def home_queue(ticket: Ticket) -> str:
     """The queue whose handler works the ticket: its own, or for a suspect the one it came from."""
     return str(ticket.headers.get(HOME_QUEUE, ticket.queue)) if ticket.queue == SUSPECT else ticket.queue
+
+
+def routed(ticket: Ticket) -> Ticket:
+    """The ticket, or where its queue has no reader the same among the unroutable, that name in a header."""
+    if leads_somewhere(ticket.queue):
+        return ticket
+    return replace(ticket, queue=UNROUTABLE, headers={**ticket.headers, ROUTING_KEY: ticket.queue})
 
 
 def at_home(ticket: Ticket) -> Ticket:

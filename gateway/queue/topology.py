@@ -9,11 +9,8 @@
 
 All queues are quorum queues whose arguments are written out, so that no broker's default decides.  Declared differently is
 a SettingsError that says what differs and the cure; `migrate` is that cure: it moves the tickets into queues declared anew.
-Version rules: before 3.10 quorum queues ignore `x-message-ttl` and at-least-once dead lettering, so delays and crashed
-tickets would be lost: refused.  4.x has a default delivery limit (20) that drops, and takes no more than 16 MiB a message:
-every queue here names its own limit, and `amqp_ticket` takes no larger body.
-Limits: policies are not seen (nothing here can be overridden by one but the length cap), nor the feature flag
-`stream_queue`, which 3.10 needs for at-least-once dead lettering and has enabled unless it was upgraded without.
+What brokers can do it is said in `queue.amqp_version`.
+Limit: policies are not seen: of one the length cap, a time to live, an expiry and the delivery limit count beside our arguments.
 """
 
 from __future__ import annotations
@@ -32,17 +29,12 @@ from gateway.queue.amqp_faults import RPC_SECONDS, open_channel
 from gateway.queue.broker import DELIVERY_LIMIT
 from gateway.queue.delays import STEPS, delay_queue
 from gateway.queue.ticket import (
+    COMMAND_QUEUES,
     DEAD_CRASHED,
     DEAD_FAILED,
-    EMAIL_BROADCAST,
-    EMAIL_CONTROL,
-    EMAIL_SEND,
-    EMAIL_SEND_BULK,
     EMAIL_SEND_SERIAL,
-    EMAIL_SEND_URGENT,
-    MAIL_INBOUND,
-    PHOTO_RENDER,
-    POST_CREATE,
+    HOME_QUEUES,
+    SUBSCRIBER,
     SUSPECT,
     UNROUTABLE,
     retry_queue,
@@ -51,23 +43,11 @@ from gateway.queue.ticket import (
 COMMANDS = "gateway.commands"
 EVENTS = "gateway.events"
 CENSUS = "gateway.census"
-COMMAND_QUEUES = (
-    EMAIL_SEND,
-    EMAIL_SEND_URGENT,
-    EMAIL_SEND_BULK,
-    EMAIL_SEND_SERIAL,
-    EMAIL_BROADCAST,
-    EMAIL_CONTROL,
-    POST_CREATE,
-)
-HOME_QUEUES = (MAIL_INBOUND, *COMMAND_QUEUES, PHOTO_RENDER)
 DEAD_BOXES = (DEAD_FAILED, DEAD_CRASHED)
-SUBSCRIBER = "subscriber."
 
 MAX_TICKETS = 2_000_000
 NEVER = 1_000_000_000  # deliveries: a limit that is written out and never reached
-OLDEST_VERSION = (3, 10)
-_CURE = "stop the gateway, run `gateway queues migrate`, start it again"
+CURE = "stop the gateway, run `gateway queues migrate`, start it again"
 _DIFFERENCE = re.compile(r"inequivalent arg '([^']+)'.*?: received (.*) but current is (.*)", re.DOTALL)
 
 
@@ -156,14 +136,6 @@ def delay_ladder(home: str) -> list[tuple[QueueSpec, ExchangeSpec]]:
     return ladder
 
 
-def refuse_version(text: str) -> None:
-    """Raises SettingsError for a broker that ignores arguments our promises rest on."""
-    found = tuple(int(part) for part in re.findall(r"\d+", text)[:2])
-    if found < OLDEST_VERSION:
-        why = "its quorum queues ignore x-message-ttl and x-dead-letter-strategy, and would lose tickets"
-        raise SettingsError([Problem("queue_url", f"RabbitMQ {text}: {why}; the gateway needs 3.10 or later")])
-
-
 async def declare(connection: AbstractConnection) -> None:
     """Declares everything there is from the start; raises SettingsError with every difference and the cure."""
     await declare_these(connection, queues(), exchanges())
@@ -181,7 +153,7 @@ async def declare_these(
     """Declares queues, then exchanges with their bindings; raises SettingsError with every difference and the cure."""
     differences = await compare(connection, queues, exchanges)
     if differences:
-        raise SettingsError([*differences.values(), Problem("queue_url", f"the cure: {_CURE}")])
+        raise SettingsError([*differences.values(), Problem("queue_url", f"the cure: {CURE}")])
 
 
 async def compare(
@@ -201,16 +173,58 @@ async def compare(
     return differences
 
 
-async def _declare(channel: AbstractChannel, spec: Spec) -> None:
+async def _declare(channel: AbstractChannel, spec: Spec, *, binds: bool = True) -> None:
     if isinstance(spec, QueueSpec):
         await channel.declare_queue(spec.name, durable=True, arguments=spec.arguments, timeout=RPC_SECONDS)
         return
     exchange = await channel.declare_exchange(
         spec.name, spec.kind, durable=True, arguments=spec.arguments, timeout=RPC_SECONDS
     )
-    for name, key in spec.bindings:
+    for name, key in spec.bindings if binds else ():
         queue = await channel.get_queue(name, ensure=False)
         await queue.bind(exchange, key, timeout=RPC_SECONDS)
+
+
+async def specs_there(connection: AbstractConnection) -> list[Spec]:
+    """What is declared from the start, and the delays of every home that has them."""
+    specs: list[Spec] = [*queues(), *exchanges()]
+    async with Looking(connection) as looking:
+        for queue in queues():
+            if await looking.has(delay_queue(STEPS[-1], queue.name)):
+                specs += [part for rung in delay_ladder(queue.name) for part in rung]
+    return specs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What differs from what must be; `is_untouched`: nothing of ours is there."""
+
+    missing: list[Spec]
+    differences: dict[Spec, Problem]
+    is_untouched: bool
+
+
+async def look(connection: AbstractConnection) -> Look:
+    """Compares without declaring what is missing; raises QueueUnavailable, of missing rights too."""
+    specs = await specs_there(connection)
+    missing: list[Spec] = []
+    differences: dict[Spec, Problem] = {}
+    channel = await open_channel(connection)
+    for spec in specs:
+        try:
+            if isinstance(spec, QueueSpec):
+                await channel.declare_queue(spec.name, passive=True, timeout=RPC_SECONDS)
+            else:
+                await channel.declare_exchange(spec.name, passive=True, timeout=RPC_SECONDS)
+            await _declare(channel, spec, binds=False)
+        except ChannelNotFoundEntity:  # each of them closes the channel
+            missing.append(spec)
+            channel = await open_channel(connection)
+        except ChannelPreconditionFailed as error:
+            differences[spec] = Problem(spec.name, _difference(str(error)))
+            channel = await open_channel(connection)
+    await channel.close()
+    return Look(missing=missing, differences=differences, is_untouched=len(missing) == len(specs))
 
 
 async def bind(connection: AbstractConnection, exchange: str, bindings: Sequence[tuple[str, str]]) -> None:

@@ -1,6 +1,6 @@
 """The operator's desk: what a person may do about a mail, an email or a dead letter.  Commands and pages both act here.
 
-Flow: release, replay, discard, cancel, retry and drop → the store's verbs and the queue, always *record, publish, remove
+Flow: hold, release, replay, discard, cancel, retry and drop → the store's verbs and the queue, always *record, publish, remove
 last*, so that an action that dies halfway may be said again.
 Promises: each action is noted in the subject's story with who did it (`by`: a user's name, or `command`); what is final is
 left alone; an id that is not one subject's is refused before anything is done.
@@ -78,6 +78,16 @@ class Operator:
                 raise PermanentFailure(f"{subject} is no mail ({kind}); only mails are replayed")
             subjects.append(subject)
         return [line for subject in dict.fromkeys(subjects) for line in await self._replay_mail(subject)]
+
+    async def hold(self, item: str) -> int:
+        """What is not yet sent of an email waits for a person; returns how many recipients.
+
+        Raises PermanentFailure for what is no email: a mail is held by its mailbox alone.
+        """
+        kind, subject = await self.the_one(item)
+        if kind != "email":
+            raise PermanentFailure(f"{subject} is no email ({kind}); only emails can be held")
+        return await self.ledger.hold(subject, by=self.by)
 
     async def cancel(self, item: str) -> int:
         """What is not yet sent of an email never will be; returns how many recipients."""

@@ -34,7 +34,9 @@ from gateway.queue.ticket import (
     EMAIL_SEND_URGENT,
     HOME_QUEUE,
     MAIL_INBOUND,
+    ROUTING_KEY,
     SUSPECT,
+    UNROUTABLE,
     Ticket,
     at_home,
     home_queue,
@@ -432,6 +434,19 @@ async def test_dead_letters_are_listed_oldest_first_up_to_a_limit(broker: Broker
     assert [dead.ticket.id for dead in await broker.dead(limit=2)] == died[:2]
 
 
+async def test_all_dead_letters_come_with_their_bodies_however_many_and_stay(broker: Broker) -> None:
+    names = {str(n) for n in range(45)}
+    await broker.publish([ticket(name) for name in sorted(names)])
+    async with consuming(broker, concurrency=10) as consumer:
+        for n in range(len(names)):
+            await (await next_lease(consumer)).settle(Dead(reason="no", crashed=n % 2 == 0))
+    for _ in range(2):
+        found = [letter async for letter in broker.all_dead()]
+        assert sorted(letter.ticket.id for letter in found) == sorted(names)
+        assert all(letter.ticket.body == b"octets of " + letter.ticket.id.encode() for letter in found)
+    assert (await depth(broker, MAIL_INBOUND)).dead == len(names)
+
+
 async def test_a_retried_dead_letter_starts_anew_at_home(broker: Broker) -> None:
     await broker.publish([ticket(queue=RETRY, attempt=7)])
     async with consuming(broker) as consumer:
@@ -453,6 +468,18 @@ async def test_a_dropped_dead_letter_is_gone(broker: Broker) -> None:
     assert not await broker.drop_dead(dead.number)
     assert not await broker.retry_dead(dead.number)
     assert await broker.dead() == []
+
+
+async def test_a_dead_letter_is_dropped_or_retried_wherever_it_lies(broker: Broker) -> None:
+    await broker.publish([ticket(str(n)) for n in range(5)])
+    async with consuming(broker) as consumer:
+        for _ in range(5):
+            await (await next_lease(consumer)).settle(Dead(reason="no"))
+    letters = await broker.dead()
+    for letter in (letters[3], letters[1]):
+        assert await broker.drop_dead(letter.number)
+    assert await broker.retry_dead(letters[4].number)
+    assert {letter.number for letter in await broker.dead()} == {letters[0].number, letters[2].number}
 
 
 @pytest.mark.parametrize(
@@ -698,3 +725,16 @@ async def suspected(broker: Broker, item: Ticket) -> None:
     await broker.publish([item])
     async with consuming(broker, item.queue) as consumer:
         await (await next_lease(consumer)).settle(Suspect())
+
+
+async def test_a_ticket_for_a_queue_nobody_knows_goes_to_the_unroutable_with_that_name(broker: Broker) -> None:
+    await broker.publish([ticket("7", queue="email.sned", headers={"a": 1})])
+    async with consuming(broker, UNROUTABLE) as consumer:
+        lease = await next_lease(consumer)
+        assert (lease.ticket.id, lease.ticket.headers) == ("7", {"a": 1, ROUTING_KEY: "email.sned"})
+        await lease.settle(Dead(reason="rejected"))
+    (letter,) = await broker.dead()
+    assert (letter.queue, letter.ticket.headers[ROUTING_KEY]) == (UNROUTABLE, "email.sned")
+    await broker.retry_dead(letter.number)
+    async with consuming(broker, UNROUTABLE) as consumer:
+        assert (await next_lease(consumer)).ticket.headers[ROUTING_KEY] == "email.sned"

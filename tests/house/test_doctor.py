@@ -6,6 +6,9 @@ import asyncio
 import io
 import json
 import os
+import smtplib
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -163,3 +166,29 @@ def test_a_damaged_queue_is_a_finding_with_its_next_step_not_the_end_of_the_visi
     findings = doctor(tmp_path)
     assert [(level, "file is not a database" in text) for level, text in found(findings, "queue")] == [("wrong", True)]
     assert found(findings, "store")[0][0] == "ok"
+
+
+async def test_a_door_with_a_certificate_starts_while_the_store_is_away(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    values: dict[str, Any] = {"smtp_listen": f"127.0.0.1:{port}", "tls_certificate": tmp_path / "mx.pem"}
+    settings, context = Settings(data_dir=tmp_path, **values).filled(), ssl.create_default_context()
+    authority.configure_trust(context)
+
+    def post() -> tuple[int, int]:
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
+            client.starttls(context=context)
+            client.ehlo()
+            refused = client.docmd("AUTH", "PLAIN AGFubgBzZWNyZXQ=")[0]
+            client.mail("ann@example.org")
+            client.rcpt("posts@localhost")
+            return refused, client.data(b"Subject: x\r\n\r\nx")[0]
+
+    async with gone_store(settings) as away, AsyncExitStack() as stack:
+        await BUILDERS["smtp"](Parts(settings, MailLog(stream=io.StringIO())), stack)
+        assert await asyncio.to_thread(post) == (454, 250)
+        assert away.exists()
+        assert not (tmp_path / "store.db").exists()

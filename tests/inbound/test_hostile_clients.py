@@ -161,7 +161,7 @@ async def test_who_drips_is_ended_wherever_he_does_it(kind: type[Door], where: s
 
 
 async def test_a_session_that_brings_no_mail_ends_however_busy_it_is(house: House) -> None:
-    talk = await Talk.with_door(await house.open_door(session_seconds=0.4))
+    talk = await Talk.with_door(await house.open_door(session_seconds=0.4, junk_commands=10**9))
     await talk.begin_data()
     assert (await talk.say("x\r\n.")).startswith("250")
     await talk.say("MAIL FROM:<ann@example.org>")
@@ -170,6 +170,18 @@ async def test_a_session_that_brings_no_mail_ends_however_busy_it_is(house: Hous
         while reply.startswith("250"):
             reply = await talk.say("RCPT TO:<posts@localhost>")  # one named twice is one, and no error
     assert reply.startswith("421 4.4.2")
+    talk.close()
+
+
+async def test_who_is_put_off_may_not_ask_without_end(house: House) -> None:
+    talk = await Talk.with_door(await house.open_door(recipients=1, put_off=3))
+    await talk.reply()
+    for line in ("EHLO x", "MAIL FROM:<>", "RCPT TO:<posts@localhost>"):
+        assert (await talk.say(line)).startswith("250")
+    for _ in range(4):
+        assert (await talk.say("RCPT TO:<postmaster@localhost>")).startswith("452 4.5.3")
+    assert (await talk.reply()).startswith("421 4.7.0")
+    assert await talk.reply() == ""
     talk.close()
 
 

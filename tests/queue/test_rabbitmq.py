@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,14 +16,28 @@ from services.rabbitmq import Node, free_port
 
 from gateway.client import Client, open_broker
 from gateway.errors import LeaseLost, PermanentFailure, QueueUnavailable, SettingsError
-from gateway.queue import amqp_consumer, topology
+from gateway.queue import amqp_consumer, amqp_dead, topology
 from gateway.queue.amqp_migrate import migrate
-from gateway.queue.broker import DELIVERY_LIMIT, Broker, Consumer, Dead, Depth, Done, Event, Later, Lease
+from gateway.queue.amqp_version import refuse_version
+from gateway.queue.broker import (
+    DELIVERY_LIMIT,
+    Broker,
+    Consumer,
+    Dead,
+    Depth,
+    Done,
+    Event,
+    Later,
+    Lease,
+    Outcome,
+    Release,
+)
 from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
 from gateway.queue.receipts import Receipted
 from gateway.queue.ticket import (
     DEAD_CRASHED,
+    DEAD_FAILED,
     EMAIL_SEND,
     EMAIL_SEND_SERIAL,
     MAIL_INBOUND,
@@ -126,12 +140,12 @@ async def test_migrate_leaves_alone_what_is_being_consumed(amqp_url: str, raw: a
 @pytest.mark.parametrize("version", ["3.9.27", "3.8.2", "2.7"])
 def test_a_broker_that_ignores_what_we_rely_on_is_refused(version: str) -> None:
     with pytest.raises(SettingsError, match=r"3\.10 or later"):
-        topology.refuse_version(version)
+        refuse_version(version)
 
 
 @pytest.mark.parametrize("version", ["3.10.8", "3.13.7", "4.0.5", "4.3.1"])
 def test_later_brokers_are_taken(version: str) -> None:
-    topology.refuse_version(version)
+    refuse_version(version)
 
 
 async def test_what_somebody_deletes_under_us_is_declared_again(
@@ -273,7 +287,8 @@ async def test_equal_ids_to_a_missing_queue_and_a_good_one_are_not_mistaken_for_
     broker: RabbitmqBroker,
 ) -> None:
     results = await asyncio.gather(
-        *(broker.publish([ticket("same", queue)]) for queue in ["nowhere", MAIL_INBOUND] * 20), return_exceptions=True
+        *(broker.publish([ticket("same", queue)]) for queue in ["reply.nowhere", MAIL_INBOUND] * 20),
+        return_exceptions=True,
     )
     assert [isinstance(result, QueueUnavailable) for result in results] == [True, False] * 20
     assert (await depth(broker, MAIL_INBOUND)).ready == 20
@@ -354,6 +369,28 @@ async def test_readers_of_dead_letters_take_turns_and_lose_none(amqp_url: str, b
     assert len(await broker.dead()) == 15
 
 
+async def test_dead_letters_are_counted_beyond_what_is_read_and_while_others_read(
+    amqp_url: str, broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_dead, "COUNTED", 5)
+    monkeypatch.setattr(amqp_dead, "_COUNT_TURN_SECONDS", 0.1)
+    await broker.publish([ticket(str(n)) for n in range(12)])
+    async with consuming(broker, MAIL_INBOUND) as consumer:
+        for _ in range(12):
+            await (await next_lease(consumer)).settle(Dead(reason="no"))
+
+    async def counted() -> dict[str, int]:
+        return {depth.name: depth.dead for depth in await broker.depths() if depth.dead}
+
+    assert await counted() == {MAIL_INBOUND: 5, DEAD_FAILED: 7}
+    async with RabbitmqBroker([amqp_url], is_house=True) as other, aclosing(other.all_dead()) as letters:
+        await anext(letters)  # what is being read is not seen, and still there
+        assert await counted() == {MAIL_INBOUND: 5, DEAD_FAILED: 7}
+    (letter, *_) = await broker.dead()
+    await broker.drop_dead(letter.number)
+    assert await counted() == {MAIL_INBOUND: 5, DEAD_FAILED: 6}
+
+
 async def test_a_reader_of_dead_letters_that_dies_takes_none_along(amqp_url: str, broker: RabbitmqBroker) -> None:
     await broker.publish([ticket()])
     async with consuming(broker, MAIL_INBOUND) as consumer:
@@ -417,13 +454,80 @@ async def test_a_serial_queue_has_one_active_consumer_and_one_ticket_out(amqp_ur
         assert lease.ticket.id == "2"
 
 
+@pytest.fixture
+async def other(amqp_url: str) -> AsyncIterator[RabbitmqBroker]:
+    async with RabbitmqBroker([amqp_url], is_house=True) as broker:
+        yield broker
+
+
+@pytest.mark.parametrize("how", ["stop", "pause"])
+@pytest.mark.parametrize("last", [Done(), Release(), Later(at=datetime(2026, 1, 1, tzinfo=UTC))], ids=type)
+async def test_a_serial_queue_is_handed_over_when_the_last_ticket_is_settled_and_not_before(
+    broker: RabbitmqBroker, other: RabbitmqBroker, how: str, last: Outcome
+) -> None:
+    await broker.publish([ticket(str(n), EMAIL_SEND_SERIAL) for n in range(3)])
+    async with consuming(broker, EMAIL_SEND_SERIAL, EMAIL_SEND) as first, consuming(other, EMAIL_SEND_SERIAL) as second:
+        lease = await next_lease(first)
+        waits = asyncio.create_task(anext(aiter(second)))
+        getattr(first, how)()
+
+        async def has_left_the_others() -> bool:
+            return not first.is_subscribed(EMAIL_SEND)
+
+        await until(has_left_the_others)
+        await until_looked(broker, EMAIL_SEND_SERIAL, leased=1)
+        assert not waits.done()
+        await lease.settle(last)
+        expected = ["0", "1", "2"] if isinstance(last, Release) else ["1", "2"]
+        for n in expected:
+            lease = await asyncio.wait_for(waits, PATIENCE_SECONDS)
+            assert lease.ticket.id == n
+            assert (lease.delivery_count, n) in [(0, n), (1, "0")], "only what was given back may be counted"
+            await lease.settle(Done())
+            waits = asyncio.create_task(anext(aiter(second)))
+        waits.cancel()
+
+
+async def test_a_serial_ticket_nobody_was_handed_keeps_its_place_when_its_consumer_pauses(
+    broker: RabbitmqBroker, other: RabbitmqBroker
+) -> None:
+    await broker.publish([ticket("plain", EMAIL_SEND)])
+    async with consuming(broker, EMAIL_SEND_SERIAL, EMAIL_SEND, concurrency=1) as first:
+        plain = await next_lease(first)
+        await broker.publish([ticket(str(n), EMAIL_SEND_SERIAL) for n in range(3)])
+        await until_looked(broker, EMAIL_SEND_SERIAL, leased=1)
+        async with consuming(other, EMAIL_SEND_SERIAL) as second:
+            for rounds in range(2):
+                first.pause()
+                lease = await next_lease(second)
+                assert lease.ticket.id == str(rounds)
+                first.resume()
+                await lease.settle(Done())
+                second.pause()
+                await until_looked(broker, EMAIL_SEND_SERIAL, leased=1)  # the first one's again
+                second.resume()
+        await plain.settle(Done())
+        assert (await next_lease(first)).ticket.id == "2"
+
+
+async def until_looked(broker: RabbitmqBroker, name: str, *, leased: int) -> None:
+    """Waits until so many of the queue are out."""
+
+    async def is_so() -> bool:
+        found = await depth(broker, name)
+        return found is not None and found.leased == leased
+
+    await until(is_so)
+
+
 async def test_a_zombie_subscription_is_renewed(broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amqp_consumer, "WATCH_SECONDS", 0.2)
     async with broker.consume({MAIL_INBOUND: 1}, concurrency=5) as consumer:
         await broker.publish([ticket("before")])
         await (await next_lease(consumer)).settle(Done())
         session = consumer._session
-        await session._channel.basic_cancel(session._tags[MAIL_INBOUND])  # behind the consumer's back
+        wire = session._wires[False]
+        await wire.channel.basic_cancel(wire.tags[MAIL_INBOUND])  # behind the consumer's back
         await broker.publish([ticket("after")])
         assert (await next_lease(consumer)).ticket.id == "after"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gateway.contract.versions import NewerVersion
 from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, StoreUnavailable, TransientFailure
 from gateway.queue.broker import Depth, Done, Later
 from gateway.queue.ladder import Ladder
@@ -100,6 +101,20 @@ def is_delayed(broker: SqliteBroker) -> Callable[[], Any]:
         return (await depth(broker, RETRY)).delayed == 1
 
     return look
+
+
+async def test_a_request_of_a_later_version_is_parked_without_an_attempt(broker: SqliteBroker, hands: Hands) -> None:
+    async def handle(ticket: Ticket) -> Done:
+        raise NewerVersion("version 2 of email.send, this worker reads 1")
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(is_delayed(broker))
+    hands.now += timedelta(hours=1)
+    async with broker.consume({RETRY: 1}, concurrency=1) as consumer:
+        lease = await anext(aiter(consumer))
+    assert (lease.ticket.attempt, lease.ticket.due_at) == (0, START + timedelta(hours=1))
+    assert hands.failures == []
 
 
 async def test_done_tickets_go_and_all_are_handled(broker: SqliteBroker, hands: Hands) -> None:
@@ -569,3 +584,40 @@ async def test_a_fault_of_ours_costs_no_serial_ticket_its_place(broker: SqliteBr
         await until(lambda: "second" in tried)
     assert tried == ["first", "first", "first", "second"]
     assert hands.suspects == []
+
+
+async def test_a_serial_ticket_waits_for_no_gate_as_nothing_is_sent_of_it(broker: SqliteBroker, hands: Hands) -> None:
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        return Done()
+
+    await broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id="1", body=b"")])
+    queues = {EMAIL_SEND_SERIAL: 1}
+    closed = asyncio.Event()
+    async with working(broker, hands, handle, queues=queues, handlers={EMAIL_SEND_SERIAL: handle}, gate=closed.wait):
+        await until(lambda: seen == ["1"])
+
+
+async def test_a_serial_ticket_is_suspected_later_since_a_suspect_loses_its_place(
+    real_broker: SqliteBroker, hands: Hands, tmp_path: Path
+) -> None:
+    async def handle(ticket: Ticket) -> Done:
+        return Done()
+
+    await real_broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id="1", body=b"")])
+    values: dict[str, Any] = {"queues": {EMAIL_SEND_SERIAL: 1}, "handlers": {EMAIL_SEND_SERIAL: handle}}
+    await dies_with(tmp_path, EMAIL_SEND_SERIAL, times=4)
+    async with working(real_broker, hands, handle, clock=utc_now, **values):
+        await until(lambda: is_empty(real_broker))
+    assert hands.suspects == []
+    await real_broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id="2", body=b"")])
+    await dies_with(tmp_path, EMAIL_SEND_SERIAL, times=5)
+    async with working(real_broker, hands, handle, clock=utc_now, **values):
+        await until(lambda: bool(hands.suspects))
+    assert hands.suspects == [(EMAIL_SEND_SERIAL, "2", 5)]
+
+
+async def is_empty(broker: SqliteBroker) -> bool:
+    return (await depth(broker, EMAIL_SEND_SERIAL)).ready + (await depth(broker, EMAIL_SEND_SERIAL)).leased == 0

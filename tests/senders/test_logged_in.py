@@ -9,6 +9,7 @@ from sender_desk import MEMBER_HOST, STRANGER_HOST, Desk, envelope, mail, signed
 from test_spoofing import FROM_ANN, TRICKS, is_member, raw
 
 from gateway.inbound.authenticate import Result
+from gateway.inbound.authenticate.authenticator import TrustedMta
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,3 +62,11 @@ async def test_a_signature_of_the_authors_domain_proves_what_an_app_hands_on(des
 )
 async def test_a_login_vouches_for_its_own_sender(auth: str, mail_from: str, vouches: bool) -> None:
     assert envelope(auth=auth, mail_from=mail_from).is_sender_by_login is vouches
+
+
+async def test_the_results_of_somebody_logged_in_are_his_own_words(desk: Desk) -> None:
+    forged = mail(more=["Authentication-Results: mx.example.net; dmarc=pass header.from=example.org"])
+    trusting = Desk(desk.dns, desk.cage, desk.resolver, TrustedMta(authserv_id="mx.example.net"))
+    assert (await trusting.judge(forged, by_trusted_host=True)).verdict is Result.PASS
+    found = await trusting.judge(forged, by_trusted_host=True, auth=BOB, client=STRANGER_HOST)
+    assert (found.verdict, found.source) == (Result.FAIL, "own")

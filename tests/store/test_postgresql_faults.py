@@ -268,3 +268,48 @@ async def test_of_several_hosts_the_one_that_writes_is_used(postgres_url: str) -
     database = await open_database(parts._replace(netloc=f"postgres@127.0.0.1:1,127.0.0.1:{parts.port}").geturl())
     await database.write(put("a"))
     await database.close()
+
+
+async def test_connections_that_may_only_read_are_left_for_new_ones(postgres_url: str, postgres_server) -> None:
+    """A failover behind one address: whoever reconnected too early sits at the old server, which is a standby now."""
+    alter = f"ALTER DATABASE {urlsplit(postgres_url).path[1:]}"
+    postgres_server.run(f"{alter} SET default_transaction_read_only = on")
+    try:
+        standby = PostgresDatabase(parse_postgresql_url(postgres_url))
+        await standby.open()
+        await asyncio.gather(*(standby.read(lasting(0.05)) for _ in range(4)))
+        with pytest.raises(StoreUnavailable, match="read-only"):
+            await standby.write(put("a"))
+        await asyncio.gather(*(standby.read(lasting(0.05)) for _ in range(4)))
+    finally:
+        postgres_server.run(f"{alter} RESET default_transaction_read_only")
+    await standby.write(put("b"))
+    assert await standby.read(keys) == {"b"}
+    await standby.close()
+
+
+async def test_a_pooler_that_mixes_connections_up_is_the_stores_fault_and_not_the_mails(
+    database: PostgresDatabase,
+) -> None:
+    """In transaction mode a pooler leads to a server's connection that never heard of our prepared statements."""
+
+    def elsewhere(connection: sa.Connection) -> None:
+        put("a")(connection)
+        connection.exec_driver_sql("DEALLOCATE ALL")
+        put("b")(connection)
+
+    with pytest.raises(StoreUnavailable, match="prepared statement"):
+        await database.write(elsewhere)
+
+
+async def test_nothing_is_asked_at_the_start_of_a_connection_that_a_pooler_refuses(
+    database: PostgresDatabase,
+) -> None:
+    shown = "SELECT name FROM pg_settings WHERE source = 'client' AND name LIKE '%timeout%'"
+    asked, limits = await database.read(
+        lambda connection: (
+            list(connection.exec_driver_sql(shown).scalars()),
+            [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("lock_timeout", "statement_timeout")],
+        )
+    )
+    assert (asked, limits) == ([], ["8s", "12s"])

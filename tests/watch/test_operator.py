@@ -109,6 +109,17 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         yield Desk(operator, database)
 
 
+async def test_an_email_is_held_and_let_go_and_a_mail_is_not_held_by_hand(desk: Desk) -> None:
+    email_id, mail_id = await desk.email(), await desk.held_mail()
+    assert await desk.operator.hold(email_id) == 1
+    assert await desk.state(email_id) == {ANN: "held"}
+    assert await desk.operator.hold(email_id) == 0
+    assert await desk.operator.release(email_id) == 1
+    assert await desk.noted(email_id) == [("held", "olga"), ("released", "olga")]
+    with pytest.raises(PermanentFailure, match="only emails can be held"):
+        await desk.operator.hold(mail_id)
+
+
 async def test_a_held_mail_is_released_by_a_ticket_that_says_so(desk: Desk) -> None:
     mail_id = await desk.held_mail()
     assert await desk.operator.release(mail_id[:23]) == 1

@@ -103,6 +103,7 @@ def test_the_json_schema_of_each_contract_takes_what_the_contract_takes(name: st
     validator = jsonschema_rs.validator_for(json_schema(name))
     samples: dict[str, tuple[Any, Any]] = {
         "email.send": ({"template": "welcome", "to": ["ann@example.org"]}, {"to": "x"}),
+        "email.control": ({"action": "cancel", "email_id": "x"}, {"action": "stop", "email_id": "x"}),
         "post.create": ({"author": "Ann", "title": "Hello"}, {"author": "Ann", "colour": "red"}),
         "event": (
             {"id": "1", "source": "//x/gateway", "type": "post.created", "subject": "s", "time": "2026-01-01T00:00:00Z"}
@@ -118,4 +119,6 @@ def test_the_json_schema_of_each_contract_takes_what_the_contract_takes(name: st
 def test_asyncapi_names_every_event_and_command(tmp_path: Path) -> None:
     document = asyncapi()
     assert document["asyncapi"] == "3.0.0"
-    assert {"email.send", "post.create", "email.relayed", "mail.held"} <= set(document["components"]["messages"])
+    assert {"email.send", "email.control", "post.create", "email.relayed", "mail.held"} <= set(
+        document["components"]["messages"]
+    )

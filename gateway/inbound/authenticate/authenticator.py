@@ -49,7 +49,7 @@ class Authenticator:
     async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
         author, doubt = _author(header)
         budget = Budget(self._resolver)
-        if envelope.author_by_login and envelope.author_by_login == author:
+        if not doubt and envelope.author_by_login and envelope.author_by_login == author:
             return _by_login(author)
         told = self._told_by_mta(envelope, header)
         found = told or await self._looked_up(envelope, octets, header, budget, author)
@@ -66,7 +66,8 @@ class Authenticator:
         return await self._verdict(envelope, filled, author, budget)
 
     def _told_by_mta(self, envelope: Envelope, header: Header) -> Authentication | None:
-        if not self._trusted.authserv_id or not envelope.by_trusted_host:
+        """Not where somebody has logged in here: he writes mail, wherever he sits, and is no mail server of ours."""
+        if not self._trusted.authserv_id or not envelope.by_trusted_host or envelope.auth:
             return None
         fields = own_results(header, self._trusted.authserv_id)
         return read_results(fields, header, envelope) if fields else None
@@ -139,6 +140,7 @@ def _by_login(author: str) -> Authentication:
         aligned_domain=_domain(author),
         aligned_by="login",
         source="login",
+        login=author,
     )
 
 

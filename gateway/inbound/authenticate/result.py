@@ -71,9 +71,10 @@ class DmarcCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """All of it; `source` is `own` (looked up by us), `mta` (told by our own mail server) or `both` (it left something out).
+    """All of it; `source` is `own` (looked up by us), `mta` (told by our own mail server), `both` (it left something out)
+    or `login` (the author logged in here).
 
-    `login` is the address of the person who logged in at our mail server to send this, '' where it names nobody.
+    `login` is the address of the person who logged in, here or at our mail server, to send this; '' where it names nobody.
     """
 
     verdict: Result = Result.NONE

@@ -132,11 +132,11 @@ async def _cancel(parts: ApiParts, email_id: str, by: str) -> int:
 
 
 async def _hold(parts: ApiParts, email_id: str, by: str) -> int:
-    return await parts.ledger.record_held(email_id, reason=f"held by {by}")
+    return await parts.operator(by).hold(email_id)
 
 
 async def _release(parts: ApiParts, email_id: str, by: str) -> int:
-    return await parts.ledger.release(email_id, by=by)
+    return await parts.operator(by).release(email_id)
 
 
 _VERBS = {"cancelled": _cancel, "held": _hold, "released": _release}
