@@ -17,7 +17,8 @@ from gateway.mail.tokens import Tokens
 HANDLE_BYTES = 5
 _FIRST_DAY = date(2020, 1, 1)
 _MAX_DAYS = 0xFFFF
-_IN_ADDRESS = re.compile(r"\+[a-z2-7]{24}(?=@)", re.IGNORECASE)
+# A secret address's token, or a signed one (`mail.tokens`): where a yes, or a word in somebody's thread, goes.
+_IN_ADDRESS = re.compile(r"\+[a-z2-7]{24}(?:[a-z2-7]{18})?(?=@)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def read_token(tokens: Tokens, mailbox: str, token: str) -> Secret | None:
 
 
 def redacted(text: str) -> str:
-    """The text with the token of every secret address in it left out."""
+    """The text with the token of every secret or signed address in it left out."""
     return _IN_ADDRESS.sub("+…", text)
 
 

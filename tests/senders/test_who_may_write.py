@@ -264,6 +264,11 @@ async def test_what_is_no_persons_yes_lets_nothing_through(
     answer = await house.bring(octets, _only(email.reply_to), mail_from=mail_from)
     assert (answer["disposition"], answer["reason"]) == ("discarded", f"no answer to our question: {why}")
     assert (await house.line(held["id"]))["disposition"] == "held"
+    # The question is open still: who reads lists and logs must not find where a yes would go.
+    token = _only(email.reply_to).partition("+")[2].partition("@")[0]
+    assert answer["rcpt_to"] == f"photos+…@{DOMAIN}"
+    assert token not in house.log.getvalue()
+    assert token not in str(await house.store.mails.story(answer["id"]))
 
 
 @pytest.mark.parametrize("text", ["Yes", "yes!\r\n\r\nBest, Carl", "Ja, das war ich", "OK.", "Tak\r\n> Czy", "\r\nsí"])
