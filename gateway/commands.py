@@ -309,6 +309,10 @@ async def doctor(settings: Settings) -> list[Finding]:
         now=utc_now(),
         is_public=not app.is_loopback(settings.smtp_listen),
     )
+    findings += look.check_own_mail_server(
+        settings.trusted_authserv_id,
+        has_trusted_host=bool(settings.trusted_hosts) or settings.lmtp_listen.startswith("unix:"),
+    )
     findings += look.check_templates(await check_templates(settings))
     if not is_new(settings):
         findings += await _look_at_queue(settings)

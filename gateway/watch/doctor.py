@@ -76,6 +76,20 @@ def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
     return findings
 
 
+def check_own_mail_server(authserv_id: str, *, has_trusted_host: bool) -> list[Finding]:
+    """The word of our own mail server counts only where a mail is handed over by a host that we trust."""
+    if not authserv_id or has_trusted_host:
+        return []
+    return [
+        Finding(
+            level="warning",
+            what="senders",
+            finding=f"the results of {authserv_id} are never believed: no host is trusted, and LMTP is not at a socket",
+            next_step="add the mail server's address to trusted_hosts, or let it hand over at a UNIX socket (lmtp_listen)",
+        )
+    ]
+
+
 def check_certificate(pair: Pair | None, *, hostname: str, now: datetime, is_public: bool) -> list[Finding]:
     """The SMTP door's certificate: usable, not soon over, for our name, its key for us alone."""
     if pair is None:

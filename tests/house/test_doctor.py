@@ -57,6 +57,13 @@ def test_relays_are_shown_by_name_and_security_and_unverified_ones_warn(tmp_path
     ]
 
 
+def test_a_mail_server_that_nobody_believes_is_named(tmp_path: Path) -> None:
+    named = {"GATEWAY_TRUSTED_AUTHSERV_ID": "mx.example.org"}
+    ((level, told),) = found(doctor(tmp_path, env=named | {"GATEWAY_LMTP_LISTEN": "127.0.0.1:2424"}), "senders")
+    assert (level, "mx.example.org are never believed" in told) == ("warning", True)
+    assert found(doctor(tmp_path, env=named), "senders") == []
+
+
 def test_the_certificate_is_looked_at(tmp_path: Path) -> None:
     assert found(doctor(tmp_path), "certificate")[0][0] == "ok"
     assert found(doctor(tmp_path, env={"GATEWAY_SMTP_LISTEN": "0.0.0.0:2525"}), "certificate")[0][0] == "warning"
