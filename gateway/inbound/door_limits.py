@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 ENTRIES = 10_000
 _KEY_CHARACTERS = 320
+_ROUNDING_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +54,9 @@ class Rate:
     def wait_seconds(self, key: str) -> float:
         """How long until one more fits; 0 = it does now."""
         now = self._now()
-        return (
-            max(0.0, max(now, self._empty_at.get(key, now)) + self._step - now - self._seconds) if self._step else 0.0
-        )
+        filled = max(0.0, self._empty_at.get(key, now) - now)
+        wait = filled + self._step - self._seconds if self._step else 0.0
+        return wait if wait > _ROUNDING_SECONDS else 0.0
 
     def take(self, key: str) -> None:
         """Counts one; what does not fit any more is not counted."""

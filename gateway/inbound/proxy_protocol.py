@@ -16,6 +16,7 @@ import struct
 
 from gateway.inbound.xforward import UNKNOWN_CLIENT, named_client
 
+_WORD = b"PROXY "
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _LINE_OCTETS = 107
 _MORE_OCTETS = 4_096
@@ -33,12 +34,12 @@ async def read_client(reader: asyncio.StreamReader) -> str:
     Raises ValueError saying what is wrong with it, also when the connection ends within it.
     """
     try:
-        start = await reader.readexactly(len(_SIGNATURE))
-        if start == _SIGNATURE:
+        start = await reader.readexactly(len(_WORD))
+        if start == _WORD:
+            return _of_line(start + await reader.readuntil(b"\n"))
+        if start == _SIGNATURE[: len(_WORD)]:
             return await _read_binary(reader)
-        if not start.startswith(b"PROXY ") or b"\n" in start:
-            raise ValueError("no PROXY header came first")
-        return _of_line(start + await reader.readuntil(b"\n"))
+        raise ValueError("no PROXY header came first")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         raise ValueError("the PROXY header has no end") from None
 
@@ -61,6 +62,8 @@ def _of_line(line: bytes) -> str:
 
 
 async def _read_binary(reader: asyncio.StreamReader) -> str:
+    if await reader.readexactly(len(_SIGNATURE) - len(_WORD)) != _SIGNATURE[len(_WORD) :]:
+        raise ValueError("no PROXY header came first")
     command, family, length = struct.unpack("!BBH", await reader.readexactly(4))
     if command not in (_LOCAL, _PROXIED) or length > _MORE_OCTETS:
         raise ValueError("the PROXY header has no such command, or is too long")

@@ -75,10 +75,12 @@ def limits_of(lines: list[str], house: House) -> dict[str, Any]:
     given: dict[str, Any] = {name: float(value) if "." in value else int(value) for name, value in words.items()}
     shares = {name: given.pop(name) for name in Shares.__dataclass_fields__ if name in given}
     intake = {name: given.pop(name) for name in ("header_bytes", "hops") if name in given}
+    kept = {name: given.pop(name) for name in ("min_free_bytes",) if name in given}
     found = {"failed_login_seconds": 0.0, "shares": Shares(**shares)} | given
     if is_proxied:
         found |= {"listen": "127.0.0.1:0?proxy=yes", "trusted_hosts": TrustedHosts(parse_networks(["127.0.0.1"]))}
-    return found | ({"intake": house.intake(limits=IntakeLimits(**intake))} if intake else {})
+    is_other = bool(intake or kept)
+    return found | ({"intake": house.intake(limits=IntakeLimits(**intake), **kept)} if is_other else {})
 
 
 async def play_all(lines: list[str], talk: Talk, house: House, context: ssl.SSLContext) -> None:

@@ -44,6 +44,19 @@ def test_a_share_may_come_at_once_and_then_as_it_grows_again() -> None:
     assert rate.wait_seconds("a") > 0
 
 
+@pytest.mark.parametrize("most", [1, 3, 7, 1000])
+def test_a_whole_share_fits_at_whatever_time(most: int) -> None:
+    clock = Clock()
+    rate = Rate(most, 600.0, clock)
+    for number in range(50):
+        clock.time = 1000.1 + number * 777.7 / 3
+        key = f"client {number}"
+        for _ in range(most):
+            assert rate.wait_seconds(key) == 0
+            rate.take(key)
+        assert rate.wait_seconds(key) > 0
+
+
 def test_of_many_keys_the_longest_unused_is_forgotten() -> None:
     rate = Rate(1, 60.0, Clock())
     for number in range(ENTRIES):

@@ -173,18 +173,6 @@ async def test_a_session_that_brings_no_mail_ends_however_busy_it_is(house: Hous
     talk.close()
 
 
-async def test_who_is_put_off_may_not_ask_without_end(house: House) -> None:
-    talk = await Talk.with_door(await house.open_door(recipients=1, put_off=3))
-    await talk.reply()
-    for line in ("EHLO x", "MAIL FROM:<>", "RCPT TO:<posts@localhost>"):
-        assert (await talk.say(line)).startswith("250")
-    for _ in range(4):
-        assert (await talk.say("RCPT TO:<postmaster@localhost>")).startswith("452 4.5.3")
-    assert (await talk.reply()).startswith("421 4.7.0")
-    assert await talk.reply() == ""
-    talk.close()
-
-
 async def test_a_mail_gives_a_session_new_time(house: House) -> None:
     door = await house.open_door(session_seconds=0.4)
     talk = await Talk.with_door(door)

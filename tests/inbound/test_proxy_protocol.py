@@ -46,7 +46,8 @@ BELIEVED = {
     binary(0x21, 0x11, bytes([127, 0, 0, 1]) + V4[4:]): "unknown",
 }
 NO_HEADERS = [
-    b"EHLO client.example.org\r\n",
+    b"EHLO x\r\n",
+    b"\r\n\r\n\0\r\nQUIT\r",
     b"PROXY TCP4 192.0.2.1 198.51.100.1 4711\r\n",
     b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\n",
     b"PROXY TCP4 2001:db8::1 2001:db8::2 4711 25\r\n",
