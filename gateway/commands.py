@@ -423,6 +423,20 @@ async def recover(settings: Settings, *, is_resend: bool) -> int:
         return sum([await decide(email_id) for email_id in await held_back(store.database)])
 
 
+async def hold_restored(settings: Settings) -> int:
+    """Holds what the ledger calls open, since it came out of a backup together with its mark; returns how many recipients."""
+    from gateway.app.in_use import emptied
+    from gateway.store.ledger_mark import begin_anew, hold_what_is_open, position_of
+
+    with emptied(settings.data_dir):
+        async with _existing_store(settings) as store:
+            if store is None:
+                return 0
+            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            await begin_anew(store.database, store.mark, (await position_of(store.database)).epoch)
+            return held
+
+
 async def upgrade_store(settings: Settings) -> tuple[str | None, str]:
     """Leads the schema up, however long it takes; returns the version it had and the one it has."""
     from gateway.store.database import open_as_it_is

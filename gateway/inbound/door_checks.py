@@ -33,7 +33,7 @@ class DoorChecks:
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
         try:
-            self._door.intake.check_recipient(address)
+            self._door.intake.check_recipient(address, by_trusted_host=server.is_trusted_host)
         except (TransientFailure, PermanentFailure) as failure:
             return str(failure.reply)
         key = recipient_key(address)

@@ -150,9 +150,9 @@ class DoorData(DoorLine):
             door=self._door.name,
             client=forwarded.client if forwarded else self.client,
             helo=forwarded.helo if forwarded else self.session.host_name,
+            by_trusted_host=self.is_trusted_host,
             tls=self.tls,
             auth=self.auth,
-            by_trusted_host=self.is_trusted_host,
         )
         try:
             mail_id = await self._door.intake.accept(envelope, await incoming.octets())

@@ -114,6 +114,7 @@ class DoorLine(SMTP):
         self.client = str(peer[0]) if isinstance(peer, tuple) else "local"
         is_plain = transport.get_extra_info("ssl_object") is None
         self._hands_on_others = is_plain and self._door.expects_header_of(self.client)
+        self._is_of_this_machine = not isinstance(peer, tuple) and not self._hands_on_others
         is_one_client = isinstance(peer, tuple) and not self._hands_on_others
         self.client_group = client_key(self.client) if is_one_client else ""
         self._turned_away = self._door.admit(self)
@@ -121,10 +122,11 @@ class DoorLine(SMTP):
 
     @property
     def is_trusted_host(self) -> bool:
-        """Whether a mail server of ours speaks: one of `trusted_hosts`, or who may open the UNIX socket; not who is a
-        client on whose behalf it speaks.
+        """Whether a mail server of ours speaks: one of `trusted_hosts`, or who may open the UNIX socket.
+
+        Behind a load balancer that is whom it names, never the balancer.
         """
-        return not self.client_group or self.client in self._door.trusted_hosts
+        return self._is_of_this_machine or self.client in self._door.trusted_hosts
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.gone.is_set():

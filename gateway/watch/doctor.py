@@ -95,7 +95,7 @@ def check_certificate(pair: Pair | None, *, hostname: str, now: datetime, is_pub
 async def check_store(url: str, *, known: str = "") -> Finding:
     """The store opens, has this version's schema, and the ledger that is `known` to be in it; nothing is helped along."""
     from gateway.store.database import file_of, open_as_it_is
-    from gateway.store.migrations import HEAD, current_version
+    from gateway.store.migrations import HEAD, KNOWN_VERSIONS, current_version, is_compatible
 
     path = file_of(url)
     if not known and path is not None and (not path.exists() or not path.stat().st_size):
@@ -104,6 +104,7 @@ async def check_store(url: str, *, known: str = "") -> Finding:
         database = await open_as_it_is(url, known=known)
         try:
             version = await current_version(database)
+            is_newer = version not in (None, *KNOWN_VERSIONS) and await is_compatible(database)
         finally:
             await database.close()
     except (StoreUnavailable, SettingsError) as error:
@@ -112,6 +113,13 @@ async def check_store(url: str, *, known: str = "") -> Finding:
     if known and version is None:
         text = f"its database is empty, and {known} knows a ledger"
         return Finding(level="wrong", what="store", finding=text, next_step="restore it; mind database_url")
+    if is_newer:
+        return Finding(
+            level="ok", what="store", finding=f"opens, schema {version} of a newer gateway, good for this one"
+        )
+    if version not in (None, *KNOWN_VERSIONS):
+        text = f"has schema {version}, and this gateway knows {HEAD}"
+        return Finding(level="wrong", what="store", finding=text, next_step="run the newer gateway")
     if version != HEAD:
         text = f"has schema {version or 'none'}, this gateway works with {HEAD}"
         return Finding(level="warning", what="store", finding=text, next_step="the next `gateway run` brings it up")

@@ -90,6 +90,7 @@ async def test_a_trusted_host_names_its_client(kind: type[Door], header: bytes, 
     assert (await talk.say("Subject: x\r\n\r\nx\r\n.")).startswith("250 2.0.0 Ok: kept")
     (ticket,) = await house.tickets()
     assert (ticket.headers["client"], ticket.headers["helo"]) == (BELIEVED[header], "client.example.org")
+    assert ticket.headers["by_trusted_host"] is False  # the balancer is trusted, not whom it brings
     talk.close()
 
 

@@ -124,7 +124,7 @@ async def test_a_fault_of_ours_is_451_without_its_text(fault: Exception, house: 
 
 async def test_a_fault_while_a_command_is_handled_is_451(house: House, talk_with: Connect) -> None:
     intake = house.intake()
-    intake.check_recipient = lambda rcpt_to: 1 / 0  # type: ignore[method-assign,assignment]
+    intake.check_recipient = lambda rcpt_to, **_: 1 / 0  # type: ignore[method-assign,assignment]
     talk = await talk_with(await house.open_door(intake=intake))
     await talk.reply()
     await talk.say("EHLO client")
@@ -291,7 +291,7 @@ async def test_a_kept_mail_is_250_though_the_log_cannot_be_written(
 
 async def test_a_fault_that_cannot_be_told_is_still_451(house: House, talk_with: Connect) -> None:
     intake = house.intake()
-    intake.check_recipient = lambda rcpt_to: 1 / 0  # type: ignore[method-assign,assignment]
+    intake.check_recipient = lambda rcpt_to, **_: 1 / 0  # type: ignore[method-assign,assignment]
     house.log.door_fault = lambda **facts: {}["secret"]  # type: ignore[method-assign]
     talk = await talk_with(await house.open_door(intake=intake))
     await talk.reply()

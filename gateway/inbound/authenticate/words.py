@@ -11,6 +11,7 @@ from typing import Any
 
 _SOURCES = {
     "own": "looked up by us",
+    "login": "the author has logged in at our door",
     "mta": "told by our mail server",
     "both": "told by our mail server, and looked up by us where it says nothing",
 }
