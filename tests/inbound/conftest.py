@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 from gateway.cage import Cage
 from gateway.inbound.certificate import Certificates, Pair
@@ -178,6 +179,12 @@ async def open_house(folder: Path, store_url: str = "") -> AsyncIterator[House]:
 
 # Where the store is half of what is tested; the doors by themselves do not ask which one it is.
 ON_EACH_STORE = {"test_ingest", "test_duplicates", "test_support", "test_albums", "test_replay", "test_post_create"}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Function) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """TLS is the loop's own, and the gateway runs on uvloop: its tests run on both."""
+    is_of_both = item.module.__name__.rpartition(".")[2] == "test_door_tls"
+    return {"asyncio": asyncio.new_event_loop} | ({"uvloop": uvloop.new_event_loop} if is_of_both else {})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
