@@ -34,7 +34,7 @@ from gateway.app.making import (
     router,
     say_goodbye,
 )
-from gateway.app.moving import Move, refuse_to_strand, what_is_left, what_moves
+from gateway.app.moving import Move, refuse_to_strand, stranded, what_is_left, what_moves
 from gateway.app.parts import Parts
 from gateway.app.services import BUILDERS
 from gateway.app.trades import build_keeper, build_suspects
@@ -67,6 +67,7 @@ __all__ = [
     "relay_spec",
     "router",
     "start",
+    "stranded",
     "what_is_left",
     "what_moves",
     "work_suspects",
