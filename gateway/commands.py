@@ -303,6 +303,12 @@ async def doctor(settings: Settings) -> list[Finding]:
     app.check_values(settings)
     findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
     findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
+    findings += look.check_certificate(
+        app.tls_pair(settings),
+        hostname=settings.hostname,
+        now=utc_now(),
+        is_public=not app.is_loopback(settings.smtp_listen),
+    )
     findings += look.check_templates(await check_templates(settings))
     if not is_new(settings):
         findings += await _look_at_queue(settings)

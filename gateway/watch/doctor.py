@@ -1,4 +1,4 @@
-"""What `gateway doctor` looks at: folders, disk, store, queue, relays, templates; each finding with its next step.
+"""What `gateway doctor` looks at: folders, disk, store, queue, relays, certificate, templates; each finding with its next step.
 
 Looks only; changes nothing.  Levels: ok, warning (works, but mind it), wrong (does not work).
 """
@@ -9,10 +9,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from gateway.errors import Problem, SettingsError, StoreUnavailable
+from gateway.inbound.certificate import Pair, expiry, judge
 from gateway.outbound.relay_url import RelaySpec
 from gateway.queue.broker import Depth
 from gateway.watch.alarms.book import read_alarms, utc_text
@@ -72,6 +74,22 @@ def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
         else:
             findings.append(Finding(level="ok", what="relay", finding=shown))
     return findings
+
+
+def check_certificate(pair: Pair | None, *, hostname: str, now: datetime, is_public: bool) -> list[Finding]:
+    """The SMTP door's certificate: usable, not soon over, for our name, its key for us alone."""
+    if pair is None:
+        step = "set tls_certificate, or let a mail server stand before it" if is_public else ""
+        text = "the SMTP door has no certificate: mail comes in the clear, and nobody can log in"
+        return [Finding(level="warning" if is_public else "ok", what="certificate", finding=text, next_step=step)]
+    troubles = judge(pair, hostname=hostname, now=now)
+    if not troubles:
+        text = f"{pair.certificate}, good until {expiry(pair):%Y-%m-%d}"
+        return [Finding(level="ok", what="certificate", finding=text)]
+    return [
+        Finding(level=trouble.level, what="certificate", finding=trouble.text, next_step=trouble.next_step)
+        for trouble in troubles
+    ]
 
 
 async def check_store(url: str, *, known: str = "") -> Finding:

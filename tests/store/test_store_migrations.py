@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from gateway.contract.email_send import SendEmail
-from gateway.errors import SettingsError
+from gateway.errors import SettingsError, StoreUnavailable
 from gateway.mail.ids import new_id
 from gateway.reply import Reply
 from gateway.store import migrations, published, schema
@@ -244,3 +244,15 @@ def test_the_tables_can_be_said_in_postgresql() -> None:
     assert "TIMESTAMP WITH TIME ZONE" in text
     assert "JSONB" in text
     assert "BIGSERIAL" in text
+
+
+async def test_a_large_store_that_cannot_be_led_up_at_the_start_says_how(
+    bare_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(connection: sa.Connection) -> None:
+        connection.execute(sa.text("SELECT set_config('statement_timeout', '100', true)")).close()
+        connection.execute(sa.text("SELECT pg_sleep(60)")).close()
+
+    monkeypatch.setattr("gateway.store.migrations._bring_up_to_date", slow)
+    with pytest.raises(StoreUnavailable, match=r"statement timeout: .*`gateway db upgrade`"):
+        await open_database(bare_postgres_url)
