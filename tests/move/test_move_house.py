@@ -35,21 +35,19 @@ from gateway.store.database import open_database
 
 PATIENCE_SECONDS = 120
 PLACES = ("move.copied:3", "move.releasing")
-ALL_PLACES = (
+ALL_PLACES = (  # one blob, and a batch for each of three queues
     "move.ledger-begun",
     "move.copied:2",
     "move.copied:7",
     "move.copied-all",
     "move.ledger-closed",
     "move.blob",
-    "move.blob",
     "move.staged",
     "move.staged",
     "move.removed",
+    "move.releasing",
+    "move.batch",
     "move.removed",
-    "move.releasing",
-    "move.releasing",
-    "move.batch:2",
     "move.receipts",
 )
 QUEUED = {"email.send": (3, 3), "email.send.retry": (2, 2), "mail.inbound": (4, 4)}
