@@ -317,6 +317,7 @@ async def doctor(settings: Settings) -> list[Finding]:
     if not is_new(settings):
         findings += await _look_at_queue(settings)
     findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
+    findings += [look.check_left(str(problem)) for problem in await app.stranded(settings)]
     findings.append(await look.check_store(settings.database_url, known=app.ledger_mark(settings).known))
     return findings
 

@@ -36,7 +36,7 @@ from gateway.app.making import (
     say_goodbye,
     tls_pair,
 )
-from gateway.app.moving import Move, refuse_to_strand, what_is_left, what_moves
+from gateway.app.moving import Move, refuse_to_strand, stranded, what_is_left, what_moves
 from gateway.app.parts import Parts
 from gateway.app.services import BUILDERS
 from gateway.app.trades import build_keeper, build_suspects
@@ -70,6 +70,7 @@ __all__ = [
     "relay_spec",
     "router",
     "start",
+    "stranded",
     "tls_pair",
     "what_is_left",
     "what_moves",

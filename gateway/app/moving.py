@@ -52,11 +52,16 @@ class Move:
 
 
 async def refuse_to_strand(settings: Settings) -> None:
-    """Raises SettingsError where data_dir holds what these settings would leave behind unfinished: counts, and the cure."""
-    left = await _left(settings)
-    problems = [Problem(key, f"{text}; {await _cure(settings, key)}") for key, text in left.items()]
+    """Raises SettingsError where data_dir holds what these settings would leave behind unfinished."""
+    problems = await stranded(settings)
     if problems:
         raise SettingsError(problems)
+
+
+async def stranded(settings: Settings) -> list[Problem]:
+    """What these settings would leave behind in data_dir: counts, and the cure, by the keys that lead elsewhere."""
+    left = await _left(settings)
+    return [Problem(key, f"{text}; {await _cure(settings, key)}") for key, text in left.items()]
 
 
 async def what_is_left(settings: Settings) -> list[Move]:

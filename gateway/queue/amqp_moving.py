@@ -34,7 +34,7 @@ from gateway.runtime import Clock, failpoint, utc_now
 OUT = "gateway.moved"
 CONFIRM_SECONDS = 30.0
 _DESTINATION = "x-gateway-destination"  # the tickets' readers leave out what begins like this
-_REJECTED_AT_ONCE = 100
+_IN_HAND = 200
 
 
 class Staging:
@@ -84,11 +84,15 @@ class Staging:
         with faults_told("cannot lay tickets aside"):
             opened = await open_channel(self._connection, confirms=True)
             channel: Any = await opened.get_underlay_channel()
-            in_order = [parcel for parcel in parcels if parcel.ticket.queue == EMAIL_SEND_SERIAL]
-            others = [parcel for parcel in parcels if parcel.ticket.queue != EMAIL_SEND_SERIAL]
-            for parcel in in_order:
-                await self._publish(channel, parcel)
-            results = await asyncio.gather(*(self._publish(channel, item) for item in others), return_exceptions=True)
+            # First the ways, one after another: each is declared once, however many go there.
+            sent = [(parcel, await self._destination(parcel)) for parcel in parcels]
+            for parcel, destination in sent:
+                if parcel.ticket.queue == EMAIL_SEND_SERIAL:
+                    await self._publish(channel, parcel, destination)
+            results = await asyncio.gather(
+                *(self._publish(channel, *item) for item in sent if item[0].ticket.queue != EMAIL_SEND_SERIAL),
+                return_exceptions=True,
+            )
             await opened.close()
             for result in results:
                 if isinstance(result, BaseException):
@@ -106,8 +110,7 @@ class Staging:
         """Lets what lies aside go where it belongs."""
         await self._drain(is_kept=True)
 
-    async def _publish(self, channel: Any, parcel: Parcel) -> None:
-        destination = await self._destination(parcel)
+    async def _publish(self, channel: Any, parcel: Parcel, destination: str) -> None:
         death: Mapping[str, Any] = {}
         if parcel.died_at is not None:
             death = death_notes(parcel.ticket, parcel.reason, parcel.died_at)
@@ -157,25 +160,38 @@ class Staging:
     async def _drain(self, *, is_kept: bool) -> None:
         """Takes what is ready until nothing is, and rejects it, which lets it go, or acknowledges it, which ends it."""
         with faults_told("cannot empty the place aside"):
-            opened = await open_channel(self._connection)
-            channel: Any = await opened.get_underlay_channel()
-            while (tag := await self._take_some(channel)) is not None:
-                if is_kept:
-                    await channel.basic_nack(tag, multiple=True, requeue=False)
-                    failpoint("move.releasing")
-                else:
-                    await channel.basic_ack(tag, multiple=True)
-            await opened.close()
+            while await self._drain_some(is_kept=is_kept):
+                pass
+
+    async def _drain_some(self, *, is_kept: bool) -> bool:
+        """On a channel of its own: what it leaves in hand is there again for the next one, so that none ends too early."""
+        opened = await open_channel(self._connection)
+        channel: Any = await opened.get_underlay_channel()
+        await channel.basic_qos(prefetch_count=_IN_HAND, timeout=RPC_SECONDS)
+        tag = await self._take_some(channel)
+        if tag is not None and is_kept:
+            await channel.basic_nack(tag, multiple=True, requeue=False)
+            failpoint("move.releasing")
+        elif tag is not None:
+            await channel.basic_ack(tag, multiple=True)
+        await opened.close()
+        return tag is not None
 
     async def _take_some(self, channel: Any) -> int | None:
-        """The tag up to which some tickets are in our hands; None when there are none."""
-        tag = None
-        for _ in range(_REJECTED_AT_ONCE):
-            message = await channel.basic_get(self._aside, timeout=RPC_SECONDS)
-            if message.delivery.name == "Basic.GetEmpty":
-                break
-            tag = message.delivery.delivery_tag
-        return tag
+        """The tag up to which some tickets are in our hands; None when there are none: the last word is the queue's own."""
+        async with Looking(self._connection) as looking:
+            ready = min((await looking.count(self._aside)).ready, _IN_HAND)
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        if ready:
+            subscribed = await channel.basic_consume(self._aside, arrived.put, timeout=RPC_SECONDS)
+            async with asyncio.timeout(RPC_SECONDS):
+                tags = [(await arrived.get()).delivery.delivery_tag for _ in range(ready)]
+            await channel.basic_cancel(subscribed.consumer_tag, timeout=RPC_SECONDS)
+            while not arrived.empty():
+                tags.append(arrived.get_nowait().delivery.delivery_tag)
+            return int(max(tags))
+        message = await channel.basic_get(self._aside, timeout=RPC_SECONDS)
+        return None if message.delivery.name == "Basic.GetEmpty" else int(message.delivery.delivery_tag)
 
 
 def _aside(name: str) -> QueueSpec:

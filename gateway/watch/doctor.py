@@ -140,6 +140,12 @@ async def check_store(url: str, *, known: str = "") -> Finding:
     return Finding(level="ok", what="store", finding="opens, schema up to date")
 
 
+def check_left(problem: str) -> Finding:
+    """What the settings leave behind in `data_dir` keeps the gateway from starting."""
+    what, _, finding = problem.partition(": ")
+    return Finding(level="wrong", what=what, finding=finding, next_step="gateway move")
+
+
 def check_queues(depths: Sequence[Depth]) -> list[Finding]:
     """Dead letters wait for a person; old ready tickets mean nobody works."""
     findings = []

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str, int, int], None]
 _RECEIPTS = 500
+_UNFIT_CURE = "let a gateway with the old queue_url work it, then run this again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +96,15 @@ async def move_queue(source: MovingQueue, staging: Staging, receipts: ReceiptFil
         await staging.subscribe(queue, patterns)
     await _end_what_was_under_way(source, staging)
     before, here = await source.carried(), await source.counts()
-    total = sum(here.values())
-    unfit: dict[str, list[str]] = {}
-    moved = 0
+    moved, refusals = 0, dict[str, list[str]]()
     while parcels := await source.batch():
+        fit = []
         for parcel in parcels:
             if why := staging.refusal(parcel):
                 queue = parcel.box or parcel.ticket.queue
-                unfit.setdefault(queue, []).append(f"ticket {parcel.ticket.id} stays: {why}")
-        fit = [parcel for parcel in parcels if not staging.refusal(parcel)]
+                refusals.setdefault(queue, []).append(f"ticket {parcel.ticket.id} stays: {why}; {_UNFIT_CURE}")
+            else:
+                fit.append(parcel)
         if fit:
             await staging.fill(fit)
             await source.remove(fit)
@@ -111,21 +112,27 @@ async def move_queue(source: MovingQueue, staging: Staging, receipts: ReceiptFil
         await source.released()
         failpoint("move.batch")
         moved += len(fit)
-        tell("queue", moved, total)
-    after = await source.carried()
-    left = await source.counts()
-    lines = []
-    for queue in sorted({*before, *here}):
-        already, carried = before.get(queue, 0), after.get(queue, 0) - before.get(queue, 0)
-        lacking = unfit.get(queue, [])
-        if left.get(queue, 0) > len(lacking):
-            lacking = [
-                *lacking,
-                f"{left[queue] - len(lacking)} tickets stay in {queue}: they are leased, or came meanwhile",
-            ]
-        found = already + carried + left.get(queue, 0)
-        lines.append(Part(part=f"queue {queue}", found=found, carried=carried, already=already, lacking=tuple(lacking)))
+        tell("queue", moved, sum(here.values()))
+    after, left = await source.carried(), await source.counts()
+    lines = [
+        _queue_part(
+            queue,
+            already=before.get(queue, 0),
+            carried=after.get(queue, 0) - before.get(queue, 0),
+            left=left.get(queue, 0),
+            refusals=refusals.get(queue, []),
+        )
+        for queue in sorted({*before, *here, *left})
+    ]
     return [*lines, await _move_receipts(source, receipts, tell)]
+
+
+def _queue_part(queue: str, *, already: int, carried: int, left: int, refusals: list[str]) -> Part:
+    lacking = list(refusals)
+    if left > len(refusals):
+        lacking.append(f"{left - len(refusals)} tickets stay: they are leased, or came meanwhile")
+    found = already + carried + left
+    return Part(part=f"queue {queue}", found=found, carried=carried, already=already, lacking=tuple(lacking))
 
 
 async def _end_what_was_under_way(source: MovingQueue, staging: Staging) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import commands
 from gateway.app.in_use import at_work, emptied
 from gateway.app.moving import refuse_to_strand, what_is_left, what_moves
 from gateway.errors import PermanentFailure, SettingsError, TransientFailure
@@ -59,6 +60,12 @@ async def test_run_names_what_new_urls_leave_behind_and_the_cure(house: Path) ->
     assert "queue.db still holds 1 tickets (1 email.send)" in told[2]
     assert all("stop the gateway everywhere and run `gateway move`" in text for text in told)
     await refuse_to_strand(grown(house))
+
+
+async def test_the_doctor_says_so_too(house: Path, tmp_path: Path) -> None:
+    findings = await commands.doctor(grown(house, blobs_url=f"file://{tmp_path}/new"))
+    [found] = [item for item in findings if item.what == "blobs_url"]
+    assert (found.level, "holds blobs" in found.finding, found.next_step) == ("wrong", True, "gateway move")
 
 
 async def test_another_file_is_not_moved_but_renamed(house: Path, tmp_path: Path) -> None:
