@@ -11,7 +11,8 @@ RUN uv sync --frozen --no-dev --no-editable
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --system --gid 10001 gateway \
- && useradd --system --uid 10001 --gid gateway --home-dir /var/lib/gateway --create-home gateway
+ && useradd --system --uid 10001 --gid gateway --home-dir /var/lib/gateway --no-create-home gateway \
+ && install -d -o gateway -g gateway -m 0755 /var/lib/gateway /run/gateway
 COPY --from=build /opt/gateway /opt/gateway
 ENV PATH=/opt/gateway/bin:$PATH PYTHONUNBUFFERED=1 GATEWAY_DATA_DIR=/var/lib/gateway GATEWAY_LOG_FORMAT=json
 WORKDIR /var/lib/gateway

@@ -31,7 +31,7 @@ from gateway.contract.canonical_json import MAX_DEPTH
 from gateway.contract.control import Action, ControlEmail
 from gateway.contract.email_send import MAX_REQUEST_BYTES, Attachment, SendEmail, parse_send_email
 from gateway.contract.post_create import CreatePost, parse_create_post
-from gateway.errors import InvalidRequest, Problem, SettingsError
+from gateway.errors import InvalidRequest, Problem, SettingsError, StoreUnavailable
 from gateway.mail.ids import canonical_uuid, new_id
 from gateway.pending import open_pending
 from gateway.queue.amqp_url import SCHEMES, amqp_urls
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.pending import PendingPosts
-    from gateway.store.database import Database
+    from gateway.store.published_store import PublishedStore
 
 T = TypeVar("T")
 ParamsCheck = Callable[[str, dict[str, Any]], Sequence[Problem]]
@@ -114,19 +114,22 @@ class Client:
         self._check = check
         self._app = app
         self._database_url = database_url
-        self._database: Database | None = None
+        self._store: PublishedStore | None = None
         self._pending = pending or open_pending()
-        self._stack = AsyncExitStack()
+        self._stack = AsyncExitStack()  # what is open
 
     async def __aenter__(self) -> Client:
-        if self._broker is None:
-            self._broker = await self._stack.enter_async_context(open_broker(self._url))
-            self._stack.push_async_callback(self._pending.close)
-        if self._database_url:
-            from gateway.store.database import open_as_it_is
+        async with AsyncExitStack() as opened:  # what fails half-way closes what was open
+            if self._broker is None:
+                self._broker = await opened.enter_async_context(open_broker(self._url))
+                opened.push_async_callback(self._pending.close)
+            if self._database_url:
+                from gateway.store.published_store import PublishedStore
 
-            self._database = await open_as_it_is(self._database_url)
-            self._stack.push_async_callback(self._database.close)
+                self._store = PublishedStore(self._database_url)
+                opened.push_async_callback(self._store.close)
+                await self._store.open()
+            self._stack = opened.pop_all()
         return self
 
     async def __aexit__(
@@ -188,16 +191,24 @@ class Client:
         """A post by its id, its `status` first: `stored`, `failed` with its `reason`, or `pending` with its content.
 
         Stored and failed ones are seen where the client was given a `database_url` (an app's role reads what is published);
-        None for a post that neither the store nor anybody who remembers knows.  Raises StoreUnavailable.
+        None for a post that neither the store nor anybody who remembers knows.  While the store is away what is remembered
+        is `pending`, and of the rest StoreUnavailable is raised.
         """
-        known = canonical_uuid(post_id)
-        if self._database is not None:
-            from gateway.store import published
-
-            found = await self._database.read(lambda connection: published.post_or_refusal(connection, known))
-            if found is not None:
-                return found
-        return await self._pending.recall(known)
+        try:
+            known = canonical_uuid(post_id)
+        except ValueError:
+            return None  # an id that nobody can have given to a post
+        fault = None
+        if self._store is not None:
+            try:
+                if (found := await self._store.post(known)) is not None:
+                    return found
+            except StoreUnavailable as away:
+                fault = away
+        remembered = await self._pending.recall(known)
+        if remembered is None and fault is not None:
+            raise fault
+        return remembered
 
     async def ask_post(
         self,
@@ -413,6 +424,9 @@ class BlockingClient:
         return self._wait(self._client.ask_post(post, **fields))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("the client is not open: use `with gateway.connect_blocking(url) as client`")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _end(self) -> None:

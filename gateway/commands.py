@@ -136,6 +136,7 @@ async def explain(
         rcpt_to=tuple(rcpt_to),
         received_at=utc_now(),
         door="explain",
+        by_trusted_host=True,
         client=client,
         helo=helo,
     )
@@ -439,6 +440,12 @@ def store_grants(settings: Settings, *, app_role: str, worker_role: str, schema:
     if app.database_file(settings) is not None:
         raise SettingsError([Problem("database_url", "a file has no roles; grants are for postgresql://")])
     return grant_statements(app_role=app_role, worker_role=worker_role, schema=schema)
+
+
+async def what_moves(settings: Settings, source: str, target: str) -> list[app.Move]:
+    """What `gateway move` carries: the one named, or all that the settings left behind in `data_dir`."""
+    app.check_values(settings)
+    return [await app.what_moves(source, target)] if source else await app.what_is_left(settings)
 
 
 async def migrate_queues(settings: Settings) -> list[str]:

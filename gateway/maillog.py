@@ -75,6 +75,9 @@ class MailLog:
     def door_fault(self, *, door: str, client: str, error: BaseException) -> None:
         self._say("door-fault", "error", door=door, client=client, error=told(error))
 
+    def handshake_failed(self, *, door: str, client: str, error: BaseException) -> None:
+        self._say("handshake-failed", door=door, client=client, why=told(error))
+
     def mail_recorded(self, mail_id: str, *, rcpt_to: str, disposition: str, reason: str) -> None:
         self.dispositions["in", str(disposition)] += 1
         self._say("mail-recorded", mail=mail_id, rcpt_to=rcpt_to, disposition=disposition, reason=reason)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any, Protocol
 
 from gateway.contract.email_send import SendEmail, parse_send_email
@@ -35,6 +36,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 Request = SendEmail | CreatePost
 OpenConnection = Callable[[], Any]
 
+_LIBRARIES = ("sqlite3", "psycopg", "sqlalchemy")
 _NUMBER = {
     "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
@@ -186,34 +188,51 @@ def _kind(request: Request) -> str:
 
 
 class _App:
-    """The app's connection: statements with `:name`, whichever of the three kinds it is."""
+    """The app's connection: statements with `:name` and rows by position, whichever of the three kinds it is."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._is_session = hasattr(connection, "get_bind")
-        library = type(connection).__module__.partition(".")[0]
-        if library not in ("sqlite3", "psycopg", "sqlalchemy"):
-            raise TypeError(f"the outbox takes a connection of sqlite3, psycopg or SQLAlchemy, not {connection!r}")
-        self._library = library
+        self._library = _library_of(connection)
 
     @property
     def dialect(self) -> str:
-        if self._library == "sqlalchemy":
-            bind = self._connection.get_bind() if self._is_session else self._connection
-            return str(bind.dialect.name)
-        return "postgresql" if self._library == "psycopg" else "sqlite"
+        if self._library != "sqlalchemy":
+            return "postgresql" if self._library == "psycopg" else "sqlite"
+        bind = self._connection.get_bind() if self._is_session else self._connection
+        name = str(bind.dialect.name)
+        if name not in _NUMBER:
+            raise TypeError(f"the outbox keeps its table in {' or '.join(_NUMBER)}, not in {name}")
+        return name
 
     def execute(self, statement: str, values: dict[str, Any]) -> Any:
         if self._library == "sqlalchemy":
             from sqlalchemy import text
 
             return self._connection.execute(text(statement), values)
+        # A cursor of our own: the app's connection may make rows of another form.
         if self._library == "psycopg":
-            statement = _NAMED.sub(r"%(\1)s", statement)
-        return self._connection.execute(statement, values)
+            from psycopg.rows import tuple_row
+
+            return self._connection.cursor(row_factory=tuple_row).execute(_NAMED.sub(r"%(\1)s", statement), values)
+        cursor = self._connection.cursor()
+        cursor.row_factory = None
+        return cursor.execute(statement, values)
 
     def commit(self) -> None:
         self._connection.commit()
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _library_of(connection: Any) -> str:
+    """Whose connection it is, also where the app (or SQLModel, or Flask) has made a class of its own out of it."""
+    origins = (base.__module__.partition(".")[0] for base in type(connection).__mro__)
+    library = next((name for name in origins if name in _LIBRARIES), None)
+    if library is None:
+        raise TypeError(f"the outbox takes a connection of sqlite3, psycopg or SQLAlchemy, not {connection!r}")
+    if iscoroutinefunction(getattr(connection, "execute", None)):
+        way = "await connection.run_sync(outbox.add, email)" if library == "sqlalchemy" else "a blocking connection"
+        raise TypeError(f"the outbox takes no async connection as it is: {way}")
+    return library

@@ -51,7 +51,10 @@ def open_pending(cache_url: str = "", *, on_fault: OnFault = lambda fault: None)
     if not cache_url.startswith(_SCHEMES):
         text = f"{cache_url.partition(':')[0]!r} is no cache: redis://, rediss:// or unix://, or nothing"
         raise SettingsError([Problem("cache_url", text)])
-    return PendingInRedis(cache_url, on_fault=on_fault)
+    try:
+        return PendingInRedis(cache_url, on_fault=on_fault)
+    except ValueError as error:
+        raise SettingsError([Problem("cache_url", str(error))]) from None
 
 
 class PendingInMemory:

@@ -61,6 +61,7 @@ def _listen(value: Any) -> Any:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Listen = Annotated[str, BeforeValidator(_listen)]
+MaybeListen = Annotated[str, BeforeValidator(lambda value: _listen(value) if value else value)]
 
 
 class _Table(BaseModel):
@@ -152,7 +153,10 @@ class Settings(_Table):
     lmtp_listen: str = Field(
         "unix:{data_dir}/lmtp.sock", description="the LMTP door: HOST:PORT or unix:PATH?mode=&group="
     )
+    smtps_listen: MaybeListen = Field("", description="the SMTP door with TLS from the first octet on; empty = none")
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
+    tls_certificate: Path | None = Field(None, description="the SMTP door's certificate and chain (PEM); none = no TLS")
+    tls_key: Path | None = Field(None, description="its key (PEM); default: in the file of the certificate")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
         "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
@@ -191,6 +195,9 @@ class Settings(_Table):
             changes[key] = getattr(self, key).replace("{data_dir}", quote(str(data_dir)))
         changes["lmtp_listen"] = self.lmtp_listen.replace("{data_dir}", str(data_dir))
         changes["lmtp_listen"] = _socket_in(Path.cwd(), changes["lmtp_listen"])
+        for key in ("tls_certificate", "tls_key"):
+            if (path := getattr(self, key)) is not None:
+                changes[key] = path.absolute()
         if not self.relays:
             changes["relays"] = tuple(RelayTable(url=url) for url in self.relay_urls)
         if not self.admins:
@@ -262,10 +269,15 @@ def _keep_one_spelling(values: dict[str, Any], source: Sequence[Any], problems: 
 def _masked(value: Any) -> Any:
     """The same value with the password of every URL in it hidden, up to the last @: a password may hold one."""
     if isinstance(value, str):
-        return _URL_PASSWORD.sub(r"\1:***@", value)
+        return without_secrets(value)
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+def without_secrets(text: str) -> str:
+    """The text with the passwords of the URLs in it hidden."""
+    return _URL_PASSWORD.sub(r"\1:***@", text)
 
 
 def shown_service(url: str) -> str:
@@ -298,7 +310,7 @@ def _from_file(
             problems.append(Problem(f"{key} ({path})", f"unknown key{_nearest(key)}"))
             del table[key]
     folder = path.absolute().parent
-    for key in ("data_dir", "templates_dir"):
+    for key in ("data_dir", "templates_dir", "tls_certificate", "tls_key"):
         if isinstance(table.get(key), str):
             table[key] = str(folder / table[key])
     for key in ("queue_url", "database_url"):

@@ -152,6 +152,15 @@ class SqliteFile:
             raise
 
 
+async def table_names(path: Path) -> set[str]:
+    """The tables in a file; none when there is no such file."""
+    if not path.exists():
+        return set()
+    async with SqliteFile(path) as file:
+        rows = await file.read(lambda connection: connection.execute("SELECT name FROM sqlite_master").fetchall())
+    return {name for (name,) in rows}
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Offer(Generic[T]):
     """Work on its way to a thread; cancelling the future withdraws it as long as it has not begun."""

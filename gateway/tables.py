@@ -8,11 +8,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 MAX_CELL_CHARACTERS = 48
 _BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A fact that takes several lines (one at least), the first of which says it all."""
+
+    lines: Sequence[str]
 
 
 def printable(value: Any) -> str:
@@ -41,7 +49,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
 
 
 def print_object(item: Mapping[str, Any], *, as_json: bool) -> None:
-    """Prints one object: its facts, then lists of objects as indented lines (the timeline)."""
+    """Prints one object: its facts (`Lines` one below the other), then lists of objects as indented lines (the timeline)."""
     if as_json:
         _print_json(item)
         return
@@ -50,6 +58,10 @@ def print_object(item: Mapping[str, Any], *, as_json: bool) -> None:
             _out(f"{key}:")
             for line in value:
                 _out("  " + "  ".join(_fact(name, fact) for name, fact in line.items() if fact not in (None, "", {})))
+        elif isinstance(value, Lines):
+            _out(f"{key}: {printable(value.lines[0])}")
+            for text in value.lines[1:]:
+                _out(f"  {printable(text)}")
         elif value not in (None, "", [], {}):
             _out(f"{key}: {printable(value)}")
 

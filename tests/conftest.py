@@ -12,7 +12,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["services.postgres", "services.redis", "services.rabbitmq"]
+pytest_plugins = ["services.postgres", "services.redis", "services.rabbitmq", "services.s3"]
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
 

@@ -12,7 +12,8 @@ import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 
-from gateway.app.checks import check_values, database_file, refuse_to_strand
+from gateway.app.checks import check_values, database_file
+from gateway.app.in_use import at_work
 from gateway.app.making import (
     Store,
     admins,
@@ -33,6 +34,7 @@ from gateway.app.making import (
     router,
     say_goodbye,
 )
+from gateway.app.moving import Move, refuse_to_strand, what_is_left, what_moves
 from gateway.app.parts import Parts
 from gateway.app.services import BUILDERS
 from gateway.app.trades import build_keeper, build_suspects
@@ -43,6 +45,7 @@ from gateway.settings import Settings
 
 __all__ = [
     "SERVICES",
+    "Move",
     "Parts",
     "Store",
     "admins",
@@ -64,6 +67,8 @@ __all__ = [
     "relay_spec",
     "router",
     "start",
+    "what_is_left",
+    "what_moves",
     "work_suspects",
 ]
 
@@ -94,6 +99,7 @@ async def _serve(settings: Settings, names: Sequence[str], extra: Service | None
     stop = Stop()
     with stop_on_signals(stop):
         async with AsyncExitStack() as stack:
+            stack.enter_context(at_work(settings.data_dir))
             services = await _build_or_tell(settings, names, log, stack)
             if extra is not None:
                 services["demo"] = extra

@@ -1,4 +1,4 @@
-"""What only the parts themselves can judge of the settings, and what a new URL must not leave behind."""
+"""What only the parts themselves can judge of the settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from gateway.app.making import (
     admin_of,
@@ -18,8 +17,9 @@ from gateway.app.making import (
     relay_spec,
     resolver,
     router,
+    tls_pair,
 )
-from gateway.client import open_broker, queue_file
+from gateway.client import queue_file
 from gateway.errors import Problem, SettingsError
 from gateway.pending import open_pending
 from gateway.settings import Settings
@@ -42,6 +42,7 @@ def check_values(settings: Settings) -> None:
         ("database_url", lambda: database_file(settings)),
         ("cache_url", lambda: open_pending(settings.cache_url)),
         ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("tls_certificate", lambda: tls_pair(settings)),
         ("dns_servers", lambda: resolver(settings)),
         ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
         ("trusted_hosts", lambda: our_names(settings)),
@@ -104,21 +105,3 @@ def database_file(settings: Settings) -> Path | None:
 def _check_room(settings: Settings) -> None:
     if settings.limits.room < settings.limits.mail_bytes:
         raise ValueError(f"is less than one mail may have (limits.mail_bytes, {settings.limits.mail_bytes})")
-
-
-async def refuse_to_strand(settings: Settings) -> None:
-    """Raises SettingsError where data_dir holds a queue or a ledger that these settings would leave behind unfinished."""
-    problems = []
-    old_queue, old_store = settings.data_dir / "queue.db", settings.data_dir / "store.db"
-    if old_queue.exists() and queue_file(settings.queue_url) != old_queue:
-        async with open_broker(f"sqlite:///{quote(str(old_queue))}") as broker:
-            left = sum(depth.ready + depth.leased + depth.delayed + depth.dead for depth in await broker.depths())
-        if left:
-            problems.append(
-                Problem("queue_url", f"{old_queue} still holds {left} tickets; set it back and let them finish")
-            )
-    if old_store.exists() and database_file(settings) != old_store:
-        text = f"{old_store} holds a ledger; set it back, or move the file to where database_url points"
-        problems.append(Problem("database_url", text))
-    if problems:
-        raise SettingsError(problems)

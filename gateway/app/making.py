@@ -5,6 +5,7 @@ Promise: an `open_*` closes what it opened, and a value that only the part itsel
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.authenticate.authenticator import Authenticator
     from gateway.inbound.authenticate.resolver import Resolver
+    from gateway.inbound.certificate import Pair
     from gateway.inbound.intake import Intake
     from gateway.inbound.mailboxes.support import Support
     from gateway.inbound.who import WhoMayWrite
@@ -149,6 +151,17 @@ def router(settings: Settings, support: Support | None = None, who: WhoMayWrite 
     return Router(routes, domains=settings.domains, refusals=refusals, guard=who)
 
 
+def tls_pair(settings: Settings) -> Pair | None:
+    """The door's certificate and key, None where there is no TLS; raises ValueError for half of it."""
+    from gateway.inbound.certificate import Pair
+
+    if settings.tls_certificate is None:
+        if settings.tls_key is not None or settings.smtps_listen:
+            raise ValueError("is wanted: tls_key and smtps_listen are nothing without it")
+        return None
+    return Pair(certificate=settings.tls_certificate, key=settings.tls_key or settings.tls_certificate)
+
+
 def our_names(settings: Settings) -> OurNames:
     """The names that lead to the web service, and the proxies it believes."""
     from gateway.web.provenance import OurNames, parse_networks
@@ -228,7 +241,7 @@ def loop_guard(settings: Settings) -> LoopGuard:
             return False
         return True
 
-    doors = (settings.smtp_listen, settings.lmtp_listen)
+    doors = [settings.smtp_listen, settings.lmtp_listen, *([settings.smtps_listen] if settings.smtps_listen else [])]
     return LoopGuard(
         hostnames=frozenset({settings.hostname.lower(), ours.rpartition("@")[2]}),
         is_own_address=is_own_address,
@@ -362,6 +375,7 @@ async def open_store_patiently(settings: Settings, log: MailLog) -> AsyncIterato
     """The store of a gateway at work: one that is away now is there as soon as it can be, never behind what was sent."""
     from gateway.store.database import open_database
     from gateway.store.late import LateDatabase
+    from gateway.store.ledger_mark import keep_up
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     mark = ledger_mark(settings)
@@ -376,25 +390,31 @@ async def open_store_patiently(settings: Settings, log: MailLog) -> AsyncIterato
         return database
 
     database = LateDatabase(open_and_follow)
+    keeping_up = asyncio.create_task(
+        keep_up(database, mark, on_fault=lambda fault: log.service_failed("ledger-mark", error=fault))
+    )
     try:
         fault = await database.open()
         if fault is not None:
             log.service("store", "away", error=told(fault), next_step="it is opened as soon as it is there")
         yield _store_in(database, settings, mark)
     finally:
+        keeping_up.cancel()
+        await asyncio.wait([keeping_up])
         await database.close()
 
 
 async def _follow(store: Store, log: MailLog) -> None:
     """Goes on from where the ledger is; one that has gone back keeps what it calls open for a person to decide."""
-    from gateway.store.ledger_mark import hold_what_is_open, position_of, went_back
+    from gateway.store.ledger_mark import begin_anew, hold_what_is_open, older_position
 
-    if await went_back(store.database, store.mark):
+    older = await older_position(store.database, store.mark)
+    if older is not None:
         held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
         step = "a backup was restored: `gateway recover` lists what it held and lets it go on or cancels it"
         log.service("ledger", "went-back", held=held, next_step=step)
         # Only now: who dies before this line holds the rest at the next start.
-        store.mark.follow(await position_of(store.database), went_back=True)
+        await begin_anew(store.database, store.mark, older.epoch)
 
 
 def _store_in(database: Database, settings: Settings, mark: LedgerMark) -> Store:

@@ -17,13 +17,16 @@ from gateway.app.making import (
     open_store_patiently,
     open_templates,
     open_tokens,
+    tls_pair,
 )
+from gateway.errors import Problem, SettingsError
 from gateway.maillog import MailLog
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cage import Cage
     from gateway.inbound.activation import Activation
+    from gateway.inbound.certificate import Certificates
     from gateway.inbound.confirm import ConfirmDesk
     from gateway.inbound.intake import Intake
     from gateway.outbound.relay import RelayPool
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from gateway.store.blobs import BlobStore
     from gateway.store.outage import OutageLedger
     from gateway.watch.alarms.facts import Eyes, Sources
+    from gateway.web.passwords import Passwords
+    from gateway.web.throttle import LoginThrottle
 
 T = TypeVar("T")
 
@@ -100,6 +105,35 @@ class Parts:
             self._open["templates"] = open_templates(self.settings)
         templates: TemplateSet = self._open["templates"]
         return templates
+
+    def certificates(self) -> Certificates | None:
+        """The door's certificate, None where there is no TLS; raises SettingsError where it cannot be used."""
+        from gateway.inbound.certificate import Certificates
+
+        pair = tls_pair(self.settings)
+        if pair is not None and "certificates" not in self._open:
+            try:
+                self._open["certificates"] = Certificates(pair, on_fault=self._say_certificate_failed)
+            except ValueError as error:
+                raise SettingsError([Problem("tls_certificate", str(error))]) from None
+        certificates: Certificates | None = self.opened("certificates")
+        return certificates
+
+    def _say_certificate_failed(self, fault: Exception) -> None:
+        self.log.service_failed("certificate (the old one stays in use)", error=fault)
+
+    def passwords(self) -> Passwords:
+        from gateway.web.passwords import Passwords
+
+        passwords: Passwords = self._open.setdefault("passwords", Passwords())
+        return passwords
+
+    def throttle(self) -> LoginThrottle:
+        """Counts wrong passwords of the pages and of the door together."""
+        from gateway.web.throttle import LoginThrottle
+
+        throttle: LoginThrottle = self._open.setdefault("throttle", LoginThrottle())
+        return throttle
 
     async def pool(self, stack: AsyncExitStack) -> RelayPool:
         return await self._once("pool", stack, lambda: open_pool(self.settings, self.log))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.app.checks import refuse_open_house
 from gateway.app.making import (
@@ -31,21 +31,32 @@ if TYPE_CHECKING:
     from gateway.store.people import PeopleStore
 
 PEOPLE_SECONDS = 15.0
+D = TypeVar("D", bound="Door")
 
 
 async def build_smtp(parts: Parts, stack: AsyncExitStack) -> Service:
+    """The door with its certificate; without one it needs no store, which only knows who may log in."""
+    from gateway.inbound.login import DoorLogins
     from gateway.inbound.smtp_door import SmtpDoor
 
-    return await _open_door(SmtpDoor, "smtp_listen", parts, stack)
+    certificates, logins, listen = parts.certificates(), None, parts.settings.smtps_listen
+    if certificates is not None:
+        access = (await parts.store(stack)).access
+        logins = DoorLogins(access=access, passwords=parts.passwords(), throttle=parts.throttle(), log=parts.log)
+    door = await _open_door(SmtpDoor, "smtp_listen", parts, stack, certificates=certificates, logins=logins)
+    if listen:
+        with naming_the_key("smtps_listen", listen):
+            await door.start_tls(listen, parts.activation.take("smtps"))
+    return door.serve
 
 
 async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
     from gateway.inbound.lmtp_door import LmtpDoor
 
-    return await _open_door(LmtpDoor, "lmtp_listen", parts, stack)
+    return (await _open_door(LmtpDoor, "lmtp_listen", parts, stack)).serve
 
 
-async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitStack) -> Service:
+async def _open_door(kind: type[D], key: str, parts: Parts, stack: AsyncExitStack, **more: Any) -> D:
     from gateway.inbound.door import DoorLimits
     from gateway.inbound.xforward import TrustedHosts
 
@@ -64,11 +75,12 @@ async def _open_door(kind: type[Door], key: str, parts: Parts, stack: AsyncExitS
         limits=limits,
         trusted_hosts=TrustedHosts(our_names(settings).trusted),
         log=parts.log,
+        **more,
     )
     with naming_the_key(key, listen):
         await door.start(parts.activation.take(door.name))
     stack.push_async_callback(door.close)
-    return door.serve
+    return door
 
 
 async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:

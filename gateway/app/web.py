@@ -90,13 +90,11 @@ def api_parts(parts: Parts, store: Store, broker: Broker, streams: EventStreams,
 
 def _login(parts: Parts, store: Store) -> Login:
     from gateway.web.login import Login
-    from gateway.web.passwords import Passwords
-    from gateway.web.throttle import LoginThrottle
 
     return Login(
         access=store.access,
-        passwords=Passwords(),
-        throttle=LoginThrottle(),
+        passwords=parts.passwords(),
+        throttle=parts.throttle(),
         tokens=open_tokens(parts.settings),
         log=parts.log,
     )

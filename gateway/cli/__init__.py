@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import access, deciding, looking, queues, senders, sending, service
+from gateway.cli import access, deciding, looking, moving, queues, senders, sending, service
 from gateway.cli.terminal import EXIT_LATER, EXIT_NO, EXIT_USAGE, Context, fail, note
 from gateway.errors import GatewayError, InvalidRequest, Problem, SettingsError, TransientFailure
 
@@ -94,6 +94,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     deciding.discard,
     deciding.cancel,
     deciding.recover,
+    moving.move,
     sending.schema,
 )
 _COMMANDS_AFTER_SETTINGS: tuple[Callable[..., None], ...] = (service.doctor, service.reconcile, service.version)

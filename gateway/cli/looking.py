@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,8 @@ def show(context: Context, item: Annotated[str, typer.Argument(metavar="ID")], a
         raise no(f"nothing is known of {item}")
     if len(found) > 1:
         raise no(f"{item} is not unique: {', '.join(sorted(found))}")
-    tables.print_object(next(iter(found.values())), as_json=as_json)
+    story = next(iter(found.values()))
+    tables.print_object(story if as_json else _in_words(story), as_json=as_json)
 
 
 def emails(
@@ -84,4 +86,13 @@ def explain(
     except OSError as error:
         raise no(f"{file}: {error.strerror}") from None
     for item in wait_for(commands.explain(settings_of(context), octets, to, from_, client=client, helo=helo)):
-        tables.print_object(item, as_json=as_json)
+        tables.print_object(item if as_json else _in_words(item), as_json=as_json)
+
+
+def _in_words(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with what was found out of the sender as lines for people."""
+    from gateway.inbound.authenticate.words import words_of
+    from gateway.tables import Lines
+
+    found = {key: item[key] for key in ("authentication", "auth") if isinstance(item.get(key), Mapping)}
+    return {**item, **{key: Lines(words) for key, value in found.items() if (words := words_of(value))}}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gateway.inbound.intake import Intake
 from gateway.inbound.listen import TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
@@ -23,6 +23,9 @@ from gateway.reply import Reply
 from gateway.runtime import Stop
 
 if TYPE_CHECKING:
+    from gateway.inbound.certificate import Certificates
+    from gateway.inbound.door_auth import Logins
+    from gateway.inbound.door_line import DoorLine
     from gateway.inbound.door_session import DoorSession
 
 _BACKLOG = 512
@@ -32,7 +35,8 @@ _BACKLOG = 512
 class DoorLimits:
     """What one client may ask of the door (Postfix's values, but for the size).
 
-    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over.
+    `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over;
+    `failed_login_seconds` passes before a wrong password is called wrong.
     """
 
     mail_bytes: int = 35 * 1024 * 1024
@@ -45,6 +49,8 @@ class DoorLimits:
     data_bytes_per_second: float = 500.0
     linger_seconds: float = 30.0
     drain_seconds: float = 15.0
+    handshake_seconds: float = 30.0
+    failed_login_seconds: float = 1.0
 
 
 class Door:
@@ -64,10 +70,14 @@ class Door:
         hostname: str,
         limits: DoorLimits | None = None,
         trusted_hosts: TrustedHosts | None = None,
+        certificates: Certificates | None = None,
+        logins: Logins | None = None,
         log: MailLog,
     ) -> None:
         self.intake = intake
         self.trusted_hosts = trusted_hosts or TrustedHosts()
+        self.certificates = certificates
+        self.logins = logins
         self.hostname = hostname
         self.limits = limits or DoorLimits()
         self.log = log
@@ -75,7 +85,7 @@ class Door:
         self.address = listen
         self._servers: list[asyncio.Server] = []
         self._socket_file: tuple[Path, int] | None = None
-        self._sessions: set[DoorSession] = set()
+        self._sessions: set[DoorLine] = set()
         self._clients: collections.Counter[str] = collections.Counter()
 
     async def serve(self, stop: Stop) -> None:
@@ -89,25 +99,28 @@ class Door:
         """Listens, on the inherited sockets where there are any; raises OSError when the address cannot be had."""
         address = parse_listen(self.address)
         if inherited:
-            await self._listen_on(inherited)
+            await self.listen_on(inherited)
+            self.address = " ".join(spoken(listener) for listener in inherited)
         elif isinstance(address, UnixAddress):
             await self._listen_unix(address)
         else:
-            await self._listen_tcp(address)
+            self.address = await self.listen_tcp(address)
         self.log.service(f"{self.name}-door", "listening", at=self.address)
 
-    async def _listen_on(self, inherited: Sequence[socket.socket]) -> None:
+    async def listen_on(self, inherited: Sequence[socket.socket], **tls: Any) -> None:
+        """Listens on sockets that are open already; `tls` is what asyncio's servers are told of TLS."""
         loop = asyncio.get_running_loop()
         for listener in inherited:
             create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG))
-        self.address = " ".join(_spoken(listener) for listener in inherited)
+            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG, **tls))
 
-    async def _listen_tcp(self, address: TcpAddress) -> None:
+    async def listen_tcp(self, address: TcpAddress, **tls: Any) -> str:
+        """Listens at an address; returns it with the port that it has."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG)
+        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG, **tls)
         self._servers.append(server)
-        self.address = f"{self.address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{server.sockets[0].getsockname()[1]}"
 
     async def _listen_unix(self, address: UnixAddress) -> None:
         listener = open_unix(address)
@@ -135,7 +148,7 @@ class Door:
         for session in tuple(self._sessions):
             session.abort()
 
-    def admit(self, session: DoorSession) -> Reply | None:
+    def admit(self, session: DoorLine) -> Reply | None:
         """Counts a session in; returns the reply that turns it away when there are too many.
 
         Who comes by a UNIX socket is a program of this machine that speaks for many: only the total counts for it.
@@ -151,7 +164,7 @@ class Door:
             return Reply(code=421, enhanced_status="4.3.2", text="too many connections, try again later")
         return None
 
-    def dismiss(self, session: DoorSession) -> None:
+    def dismiss(self, session: DoorLine) -> None:
         """Counts a session out."""
         self._sessions.discard(session)
         self._clients[session.client_group] -= 1
@@ -159,7 +172,7 @@ class Door:
             del self._clients[session.client_group]
 
 
-def _spoken(listener: socket.socket) -> str:
+def spoken(listener: socket.socket) -> str:
     """A socket's address as the settings write it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:

@@ -2,7 +2,8 @@
 
 As the SMTP door, with LHLO, and after the final dot one reply for each recipient accepted at RCPT, in that order, one named
 twice included.  All recipients of a mail are kept together or not at all, so the replies agree; each names the mail id.
-Who may open the UNIX socket may also say XFORWARD; in all else who connects is trusted no more than at the SMTP door.
+Who may open the UNIX socket is a mail server of ours, as the hosts of `trusted_hosts` are: it may say XFORWARD, and its word
+about a mail counts (`authenticate.own_mta`).  Who else connects by TCP is trusted no more than at the SMTP door.
 """
 
 from __future__ import annotations

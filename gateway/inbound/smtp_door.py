@@ -1,15 +1,20 @@
-"""The SMTP door: ESMTP (RFC 5321) with SIZE, 8BITMIME, SMTPUTF8, PIPELINING, ENHANCEDSTATUSCODES.
+"""The SMTP door: ESMTP (RFC 5321) with SIZE, 8BITMIME, SMTPUTF8, PIPELINING, ENHANCEDSTATUSCODES, STARTTLS and AUTH.
 
-Anyone may knock; what is promised and what is limited stands in `door_session`.
+Anyone may knock; what is promised and what is limited stands in the layers of a session: `door_line`, `door_data`,
+`door_session`, `door_tls`, `door_auth`.
 """
 
 from __future__ import annotations
 
-from gateway.inbound.door import Door
-from gateway.inbound.door_session import DoorSession
+import socket
+from collections.abc import Sequence
+
+from gateway.inbound.door import Door, spoken
+from gateway.inbound.door_auth import AuthSession
+from gateway.inbound.listen import TcpAddress, parse_listen
 
 
-class SmtpSession(DoorSession):
+class SmtpSession(AuthSession):
     """HELO or EHLO; one reply to the data."""
 
     ident = "ESMTP gateway"
@@ -24,5 +29,21 @@ class SmtpSession(DoorSession):
 
 
 class SmtpDoor(Door):
+    """`tls_address` is where it listens for clients who speak TLS from the first octet on (RFC 8314), '' for nowhere."""
+
     name = "smtp"
     session = SmtpSession
+    tls_address = ""
+
+    async def start_tls(self, listen: str, inherited: Sequence[socket.socket] = ()) -> None:
+        """Listens for them, too, beside `start`; raises OSError when the address cannot be had."""
+        if self.certificates is None:
+            raise ValueError("TLS needs a certificate")
+        context, address = self.certificates.listening_context(), parse_listen(listen)
+        tls = {"ssl": context, "ssl_handshake_timeout": self.limits.handshake_seconds}
+        if inherited:
+            await self.listen_on(inherited, **tls)
+            self.tls_address = " ".join(spoken(listener) for listener in inherited)
+        elif isinstance(address, TcpAddress):
+            self.tls_address = await self.listen_tcp(address, **tls)
+        self.log.service("smtps-door", "listening", at=self.tls_address)

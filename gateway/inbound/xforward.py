@@ -1,7 +1,8 @@
 """XFORWARD: a mail server we trust says on whose behalf it hands a mail over (Postfix's XFORWARD_README).
 
 The verb of both doors, before MAIL; its facts hold for one mail.  We read ADDR and HELO, and pass over the others.
-Trusted are the hosts of `trusted_hosts`, and whoever may open the UNIX socket: for these facts only, never as loopback.
+Trusted are the hosts of `trusted_hosts`, and whoever may open the UNIX socket: for these facts and for what it writes about a
+mail (`Envelope.by_trusted_host`), never as loopback.
 Promise: once a mail server spoke of its client, that client is never taken for the mail server itself: what is unavailable
 or cannot be read leaves the client unknown.
 """

@@ -1,6 +1,7 @@
 """The envelope of an inbound mail: who it is really from and to, and how it came.  Headers are hearsay.
 
 Minted by a door, carried in the ticket's headers beside the exact octets, stored with the mail.
+A ticket without `by_trusted_host`, of an older version or of another program, was not handed over by one.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gateway.mail.people import person_key
+
+APP = "app:"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """`mail_from` is '' for the null sender; `rcpt_to` keeps the order in which the client named them."""
+    """`mail_from` is '' for the null sender; `rcpt_to` keeps the order in which the client named them.
+
+    `tls` is the protocol and cipher, `auth` who logged in: a user's name, or `app:NAME`.
+    `by_trusted_host`: a mail server of ours handed it over (a host of `trusted_hosts`, or who may open the LMTP socket).  Its
+    word about the mail counts; that says nothing of who wrote the mail, since such a server brings the whole world's.
+    """
 
     mail_id: str
     mail_from: str
@@ -24,9 +34,24 @@ class Envelope:
     helo: str = ""
     tls: str = ""
     auth: str = ""
+    by_trusted_host: bool = False
+
+    @property
+    def author_by_login(self) -> str:
+        """The one address in whose name who logged in may speak, in the form people are compared by; '' for an app, and for
+        a user whose name is no address.
+        """
+        return person_key(self.auth) if "@" in self.auth and not self.auth.startswith(APP) else ""
+
+    @property
+    def is_sender_by_login(self) -> bool:
+        """Whether a login vouches for `mail_from`: a person's for their own address, an app's for any."""
+        return self.auth.startswith(APP) or (
+            self.author_by_login != "" and self.author_by_login == person_key(self.mail_from)
+        )
 
     def to_headers(self) -> dict[str, Any]:
-        """The ticket headers of the queue contract (mail_from, rcpt_to, client, helo, tls, auth, received_at, door)."""
+        """The ticket headers of the queue contract; `by_trusted_host` may be missing, and then was not so."""
         return {
             "mail_from": self.mail_from,
             "rcpt_to": list(self.rcpt_to),
@@ -36,6 +61,7 @@ class Envelope:
             "auth": self.auth,
             "received_at": self.received_at.isoformat(),
             "door": self.door,
+            "by_trusted_host": self.by_trusted_host,
         }
 
     @classmethod
@@ -52,5 +78,6 @@ class Envelope:
             mail_from=str(headers["mail_from"]),
             rcpt_to=tuple(rcpt_to),
             received_at=received_at,
+            by_trusted_host=headers.get("by_trusted_host") is True,
             **{key: str(headers.get(key) or "") for key in ("door", "client", "helo", "tls", "auth")},
         )

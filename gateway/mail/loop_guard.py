@@ -4,7 +4,9 @@ Asked once, when a mail is ingested; the answer is stored with the mail, so that
 Pure: envelope and header octets in, words out.  Promises: the null sender, other machines, lists, bounces, ourselves and
 whatever cannot be read are never answered; in doubt nobody is told, and the mail is held where it would have been dropped.
 A sender is proven by his login, by his domain (`is_verified`), or by where he connects from: directly, from this host, and only
-while every door listens there.
+while every door listens there.  A mail server of ours proves nobody by handing a mail over, and neither does the loopback
+address it may name, or stand at: it brings the whole world's mail, a filter's on its way back included.  What it knows of a
+sender it must say (`authenticate.own_mta`); a mail with a Received was brought by a mail server, whoever is trusted.
 """
 
 from __future__ import annotations
@@ -73,14 +75,15 @@ class LoopGuard:
 
     def judge(self, envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling:
         """The verdict on a mail; `text` is its plain text where that is known, to guess its language by."""
-        untold = ("" if is_verified or envelope.auth else self.doubt_of_sender(envelope)) or self.doubt_of_address(
-            envelope.mail_from
-        )
-        if untold:
+        is_proven = is_verified or envelope.is_sender_by_login
+        doubt = "" if is_proven else self.doubt_of_sender(envelope)
+        if untold := doubt or self.doubt_of_address(envelope.mail_from):
             return Telling(untold=untold)
         headers = read_headers(octets)
         if headers is None:
             return Telling(untold="its header cannot be read")
+        if not is_proven and headers.all("received"):
+            return Telling(untold="a mail server brought it (it has a Received), for whom the sender is hearsay")
         if untold := self.doubt_of_headers(headers):
             return Telling(untold=untold)
         subject = decode_text(headers.first("subject"))[0]
@@ -92,6 +95,8 @@ class LoopGuard:
 
     def doubt_of_sender(self, envelope: Envelope) -> str:
         """Why nothing proves that the envelope's sender sent it; '' when it is proven."""
+        if envelope.by_trusted_host:
+            return "a mail server of ours brought it, and does not say that it knows the sender"
         if envelope.door != "smtp":
             return f"it came by {envelope.door or 'an unknown door'}, where the sender is hearsay"
         if not self.doors_are_local:

@@ -1,12 +1,14 @@
-"""A consumer on RabbitMQ: one channel on which the broker pushes, up to a window for each queue, and the leases handed out.
+"""A consumer on RabbitMQ: channels on which the broker pushes, up to a window for each queue, and the leases handed out.
 
 It lasts through lost connections: what was out is lost (`settle` says LeaseLost; the broker delivers it again, counted),
 the iteration says QueueUnavailable once for each failed attempt, and goes on when the link is up.
-The channel's own part, and the watch over its progress, is `queue.amqp_session`.
+The channels' own part, and the watch over their progress, is `queue.amqp_session`.
+Of `email.send.serial` no two tickets are out at once, at the hand-over neither: a consumer that stops or pauses keeps its
+subscription until its ticket is settled, and one that has none at work closes the channel, which puts back what was coming.
 Release means a new copy and an acknowledgement, since RabbitMQ before 4.3 counts every return.  A client of an app, which may
 not publish to queues, can only return: there a release is counted.  So is one of `email.send.serial`, which must keep its
-place: before 4.3 its ticket becomes a suspect when it was released twice.
-Limit: a consumer that stops hands `email.send.serial` over while its last ticket may still be out: for that moment two are.
+place, and what the closed channel puts back: before 4.3 only the worker's longer patience (`queue.worker`) keeps such a
+ticket from becoming a suspect.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from aio_pika import IncomingMessage
 from aio_pika.abc import AbstractConnection
 
 from gateway.errors import LeaseLost, QueueUnavailable
+from gateway.queue.amqp_acks import Acks
 from gateway.queue.amqp_faults import RPC_SECONDS
 from gateway.queue.amqp_lines import Delivery, Line, Lines
 from gateway.queue.amqp_link import Link
@@ -27,7 +30,7 @@ from gateway.queue.amqp_session import Session
 from gateway.queue.amqp_ticket import Arrived, crashed_reason, read, waits
 from gateway.queue.broker import DELIVERY_LIMIT, Dead, Done, Lease, Outcome, Release
 from gateway.queue.delays import IN_HAND_SECONDS
-from gateway.queue.ticket import EMAIL_SEND_SERIAL, Ticket
+from gateway.queue.ticket import Ticket
 from gateway.runtime import Clock, failpoint
 
 WATCH_SECONDS = 5.0
@@ -176,12 +179,12 @@ class AmqpConsumer:
     async def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         if not isinstance(outcome, Done):
             failpoint("queue.settling")
-            keeps_its_place = delivery.line.queue == EMAIL_SEND_SERIAL
-            if isinstance(outcome, Release) and (keeps_its_place or not self._house.is_house):
-                self._return(delivery, is_counted=False)
+            if isinstance(outcome, Release) and (delivery.line.is_serial or not self._house.is_house):
+                await self._return(delivery, is_counted=False)
                 return
             await self._house.put(delivery.arrived, outcome)
             failpoint("queue.settled")
+        await self._make_way(delivery)
         if delivery.is_over:
             raise LeaseLost(f"the channel was lost, and with it {delivery.arrived.ticket.id}")
         if isinstance(outcome, Done):
@@ -192,7 +195,7 @@ class AmqpConsumer:
 
     def take_back(self, delivery: Delivery) -> None:
         """Ends a lease whose time is up: the ticket goes back, counted."""
-        self._return(delivery, is_counted=True)
+        self._do(self._return(delivery, is_counted=True))
 
     def _next_lease(self) -> AmqpLease | None:
         is_subscribed = self._session is not None and self._session.is_subscribed
@@ -204,15 +207,41 @@ class AmqpConsumer:
         lease = self._out[delivery] = AmqpLease(self, delivery, self._lease_seconds)
         return lease
 
+    async def _make_way(self, delivery: Delivery) -> None:
+        """Before the last serial ticket of a consumer that stops or pauses is acknowledged: else the next one would come."""
+        session = self._session
+        if session is None or self._wants or not delivery.line.is_serial or not session.consumes(delivery.line.queue):
+            return
+        with suppress(QueueUnavailable):  # the channel is lost, and the lease with it
+            await session.cancel(delivery.line)
+        self._change()
+
     def _acknowledge(self, delivery: Delivery) -> None:
-        if self._session is not None and not delivery.is_over:
-            self._session.acks.done(delivery.tag)
+        if not delivery.is_over:
+            delivery.acks.done(delivery.tag)
         self._let_go(delivery)
 
-    def _return(self, delivery: Delivery, *, is_counted: bool) -> None:
-        if self._session is not None and not delivery.is_over:
-            self._do(self._session.acks.give_back(delivery.tag, is_counted=is_counted))
+    async def _return(self, delivery: Delivery, *, is_counted: bool) -> None:
+        if self._session is not None and delivery.line.is_serial and not self._wants:
+            await self._hang_up(self._session, delivery.line)
+            return
+        is_over = delivery.is_over
         self._let_go(delivery)
+        if not is_over:
+            await delivery.acks.give_back(delivery.tag, is_counted=is_counted)
+
+    async def _leave_serial(self, session: Session) -> None:
+        """Hands `email.send.serial` over, unless a ticket of it is at work: then its settling does."""
+        for line in self._lines:
+            if line.is_serial and not line.is_at_work and session.consumes(line.queue):
+                await self._hang_up(session, line)
+
+    async def _hang_up(self, session: Session, line: Line) -> None:
+        leaving = session.hang_up()
+        for delivery in [*line.take_all(), *(out for out in self._out if out.line is line)]:
+            self._let_go(delivery)
+        await leaving
+        self._change()
 
     def _let_go(self, delivery: Delivery) -> None:
         if not delivery.is_over:
@@ -230,15 +259,11 @@ class AmqpConsumer:
 
     # deliveries
 
-    async def _on_delivery(self, session: Session, line: Line, message: Any) -> None:
-        if session.is_over:
-            return
-        tag = message.delivery.delivery_tag
+    async def _on_delivery(self, line: Line, message: Any, acks: Acks) -> None:
         arrived = read(IncomingMessage(message), line.queue, user=self._house.user)
-        session.acks.arrived(tag)
         line.arrived()
         self._house.seen(arrived)
-        self._place(Delivery(line, tag, arrived))
+        self._place(Delivery(line, message.delivery.delivery_tag, arrived, acks))
 
     def _place(self, delivery: Delivery) -> None:
         """Into its line; an early one down the next delay or into the hand; one at the limit to the crashed ones."""
@@ -273,6 +298,7 @@ class AmqpConsumer:
         except QueueUnavailable:
             self._hold(delivery, PAUSE_SECONDS)
         else:
+            await self._make_way(delivery)
             self._acknowledge(delivery)
 
     def _do(self, errand: Coroutine[Any, Any, None]) -> None:
@@ -309,6 +335,7 @@ class AmqpConsumer:
             if not self._wants:  # by now
                 await session.unsubscribe()
                 await self._give_back(self._unleased())
+                await self._leave_serial(session)
             if self._is_closing:
                 return
             if not await self._wait_for_change(WATCH_SECONDS):
@@ -329,7 +356,7 @@ class AmqpConsumer:
             raise
 
     def _unleased(self) -> list[Delivery]:
-        return [delivery for line in self._lines for delivery in line.take_all()]
+        return [delivery for line in self._lines if not line.is_serial for delivery in line.take_all()]
 
     async def _give_back(self, deliveries: list[Delivery]) -> None:
         """Puts a copy back of each, then acknowledges it; what cannot be put back stays in its line."""
@@ -347,7 +374,7 @@ class AmqpConsumer:
             await self._give_back([*self._unleased(), *self._out])
             if self._errands:
                 await asyncio.wait(self._errands, timeout=RPC_SECONDS)
-            await session.acks.finish()
+            await session.finish()
         session.is_over = True
         self._session = None
         for lease in self._out.values():

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from gateway.queue.amqp_acks import Acks
 from gateway.queue.amqp_ticket import Arrived
 from gateway.queue.shares import Shares
 from gateway.queue.ticket import EMAIL_SEND_SERIAL
@@ -22,11 +23,12 @@ MAX_WINDOW = 1000
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A ticket delivered on a channel under its tag."""
+    """A ticket delivered under its tag, and the acknowledgements of the channel it came on."""
 
     line: Line
     tag: int
     arrived: Arrived
+    acks: Acks
     is_over: bool = False
 
 
@@ -65,6 +67,15 @@ class Line:
         self.waiting.clear()
         self.held.clear()
         return found
+
+    @property
+    def is_serial(self) -> bool:
+        return self.queue == EMAIL_SEND_SERIAL
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether something of it is leased, or on its way elsewhere."""
+        return self.unacked > len(self.waiting) + len(self.held)
 
     @property
     def is_refilling(self) -> bool:

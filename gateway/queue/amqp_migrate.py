@@ -33,11 +33,11 @@ _INTERIM = "gateway.migrating."
 async def migrate(urls: Sequence[str]) -> list[str]:
     """Does it on the first node that answers; returns a line for each thing it changed."""
     with faults_told("cannot migrate"):
-        async with await _connect(urls) as connection:
+        async with await connect(urls) as connection:
             return await _Migration(connection, user=user_of(urls[0])).run()
 
 
-async def _connect(urls: Sequence[str]) -> aio_pika.Connection:
+async def connect(urls: Sequence[str]) -> aio_pika.Connection:
     for url in urls:
         try:
             return await aio_pika.connect(url, timeout=CONNECT_SECONDS)

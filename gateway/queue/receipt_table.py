@@ -33,6 +33,18 @@ def keep(connection: Connection, promises: Iterable[Promise], now: datetime) -> 
         connection.execute(_INSERT, (*promise, kept_at))
 
 
+def take_over(connection: Connection, receipts: Iterable[tuple[str, str, int, int, datetime]]) -> int:
+    """Receipts of another file as they are (kind, id, recipients, dropped, kept_at); returns how many were new here."""
+    statement = """INSERT INTO receipts (kind, id, recipients, dropped, kept_at) VALUES (?, ?, ?, ?, ?)
+        ON CONFLICT DO NOTHING"""
+    rows = [(*rest, (kept_at - _EPOCH) // _SECOND) for *rest, kept_at in receipts]
+    return sum(connection.execute(statement, row).rowcount for row in rows)
+
+
+def forget(connection: Connection, until: int) -> None:
+    connection.execute("DELETE FROM receipts WHERE number <= ?", (until,))
+
+
 def note_dropped(connection: Connection, promise: Promise) -> None:
     kind, id, recipients = promise
     statement = "UPDATE receipts SET dropped = dropped + ? WHERE id = ? AND kind = ?"

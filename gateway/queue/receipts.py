@@ -121,6 +121,15 @@ class SqliteReceipts:
     async def prune(self, before: datetime, *, limit: int) -> int:
         return await self._asked(self._file.write(partial(table.prune, before=before, limit=limit), rings=False))
 
+    async def take_over(self, receipts: Sequence[Receipt]) -> int:
+        """Keeps the receipts of another file as they are; returns how many were not here yet."""
+        rows = [(item.kind, item.id, item.recipients, item.dropped, item.kept_at) for item in receipts]
+        return await self._asked(self._file.write(partial(table.take_over, receipts=rows), rings=False))
+
+    async def forget(self, until: int) -> None:
+        """Forgets the receipts up to that number: they were taken over elsewhere."""
+        await self._asked(self._file.write(partial(table.forget, until=until), rings=False))
+
     async def _asked(self, answer: Awaitable[T]) -> T:
         try:
             return await answer

@@ -51,7 +51,7 @@ class SqliteBroker:
         """Every `reap_seconds` a consumer looks for leases whose time or holder is gone."""
         self._file = SqliteFile(path, prepare=tables.create_schema)
         self.receipts = SqliteReceipts(self._file)
-        self._life = _Life(path.with_name(path.name + ".lives"), of=path)
+        self._life = Life(path.with_name(path.name + ".lives"), of=path)
         self._clock = clock
         self._reap_seconds = reap_seconds
 
@@ -389,7 +389,7 @@ def _release_all(connection: Connection, rows: Sequence[Row]) -> None:
         tables.release(connection, row)
 
 
-class _Life:
+class Life:
     """A lock that lives as long as this process has the broker open; by it others know its leases are worth something."""
 
     def __init__(self, folder: Path, *, of: Path) -> None:
@@ -415,6 +415,10 @@ class _Life:
                 os.unlink(self._folder / self.name)
             os.close(self._number)
             self._number = -1
+
+    def others(self) -> list[str]:
+        """The other holders that live: processes that have this queue open now."""
+        return [name for name in os.listdir(self._folder) if name != self.name and not self.is_over(name)]
 
     def is_over(self, name: str) -> bool:
         """Whether the holder of that name is dead; its file goes with it.

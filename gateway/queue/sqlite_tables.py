@@ -57,12 +57,12 @@ _SCHEMA = (
 )
 _INSERT = """INSERT INTO tickets (queue, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app,
     published_at, ready_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-_COLUMNS = """number, queue, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app, published_at,
+COLUMNS = """number, queue, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app, published_at,
     deliveries, body"""
 _DEAD_COLUMNS = """number, died_in, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app, published_at,
     deliveries, {body}, reason, ready_at, queue"""
 _LARGEST = 2**63 - 1
-_SELECT = f"SELECT {_COLUMNS} FROM tickets JOIN bodies USING (number) "
+_SELECT = f"SELECT {COLUMNS} FROM tickets JOIN bodies USING (number) "
 _UNLEASED = "token = NULL, holder = NULL, lease_until = NULL"
 _MINE = "WHERE number = ? AND token = ?"
 _GOES_HOME = f"headers = json_remove(headers, '$.{HOME_QUEUE}')"
@@ -97,7 +97,7 @@ def micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def _moment(micros: int) -> datetime:
+def moment(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
@@ -125,7 +125,7 @@ def insert(connection: Connection, rows: Iterable[Fields]) -> None:
 def keep(connection: Connection, rows: Iterable[Fields], promises: Iterable[Promise], now: int) -> None:
     """Tickets and the receipts for them, together."""
     insert(connection, rows)
-    receipt_table.keep(connection, promises, _moment(now))
+    receipt_table.keep(connection, promises, moment(now))
 
 
 def insert_events(connection: Connection, events: Iterable[Event], now: int) -> None:
@@ -146,14 +146,14 @@ def subscribe(connection: Connection, queue: str, patterns: Iterable[str]) -> No
 
 def first_body(connection: Connection, queue: str) -> bytes | None:
     row = connection.execute(_SELECT + "WHERE queue = ? AND token IS NULL LIMIT 1", (queue,)).fetchone()
-    return None if row is None else _read_row(row).ticket.body
+    return None if row is None else read_row(row).ticket.body
 
 
 def delete_queue(connection: Connection, queue: str) -> None:
     connection.execute("DELETE FROM tickets WHERE queue = ? AND token IS NULL", (queue,))
 
 
-def _read_row(values: tuple[Any, ...], *, token: str = "", lease_until: int = 0) -> Row:
+def read_row(values: tuple[Any, ...], *, token: str = "", lease_until: int = 0) -> Row:
     number, queue, id, content_type, headers, attempt, due_at, reply_to, correlation_id, app = values[:10]
     published_at, deliveries, body = values[10:]
     ticket = Ticket(
@@ -163,7 +163,7 @@ def _read_row(values: tuple[Any, ...], *, token: str = "", lease_until: int = 0)
         content_type=content_type,
         headers=json.loads(headers),
         attempt=attempt,
-        due_at=None if due_at is None else _moment(due_at),
+        due_at=None if due_at is None else moment(due_at),
         reply_to=reply_to,
         correlation_id=correlation_id,
         app=app,
@@ -213,7 +213,7 @@ def lease(connection: Connection, number: int, claim: Claim) -> Row:
         "UPDATE tickets SET deliveries = deliveries + 1, token = ?, holder = ?, lease_until = ? WHERE number = ?",
         (claim.token, claim.holder, claim.until, number),
     )
-    return _read_row(values, token=claim.token, lease_until=claim.until)
+    return read_row(values, token=claim.token, lease_until=claim.until)
 
 
 def settle(connection: Connection, row: Row, outcome: Outcome, now: int) -> bool:
@@ -384,14 +384,14 @@ def _number(text: str) -> int:
 
 
 def _dead_ticket(values: tuple[Any, ...]) -> DeadTicket:
-    row = _read_row(values[:13])
+    row = read_row(values[:13])
     reason, died_at, box = values[13:]
     return DeadTicket(
         number=str(row.number),
         ticket=row.ticket,
         queue=row.ticket.queue,
         reason=reason or "",
-        died_at=_moment(died_at),
+        died_at=moment(died_at),
         box=box,
     )
 

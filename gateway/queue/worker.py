@@ -8,7 +8,8 @@ the ticket goes last.  What it raises decides alone what happens next:
     LeaseLost                               nothing: the ticket is somebody else's now
     anything else, the deadline too         the ladder: a fault that always comes must not come for ever
 In `email.send.serial` a fault of ours is waited out with the ticket in hand, and then it goes back to its place: nothing may
-overtake it.
+overtake it.  It waits for no gate (it is accepted only, nothing is sent), and is suspected later, since a suspect has left
+its place.
 A ticket that comes for the third time without a word of those who had it is a suspect: it is put apart before anything
 else is tried.  A worker of `gateway.suspect` runs in a process of its own, one ticket at a time; there a ticket has
 `SUSPECT_LIVES`, then it is dead (crashed), after its kind's `bury` has recorded so.
@@ -37,6 +38,7 @@ Gate = Callable[[], Awaitable[object]]
 Bury = Callable[[Ticket, str], Awaitable[None]]
 
 SUSPECT_DELIVERIES = 2
+SERIAL_SUSPECT_DELIVERIES = 5  # RabbitMQ before 4.3 counts it too when the ticket is given back to its place
 SUSPECT_LIVES = 3
 FIXED_STEP_SECONDS = 30.0
 _GATE_SECONDS = 0.05
@@ -112,7 +114,7 @@ async def _lease_on(consumer: Consumer, bench: _Bench, *, gate: Gate | None) -> 
     resuming: asyncio.Task[None] | None = None
     try:
         async for lease in consumer:
-            if gate is None or await _is_open(gate):
+            if gate is None or lease.ticket.queue == EMAIL_SEND_SERIAL or await _is_open(gate):
                 bench.take(lease)
             else:
                 consumer.pause()
@@ -282,7 +284,7 @@ class _Bench:
                 return None
             reason = f"its worker died {deliveries} times although it worked on nothing else"
             return Dead(reason=reason, crashed=True) if await self._bury(at_home(ticket), reason) else Release()
-        if deliveries < SUSPECT_DELIVERIES:
+        if deliveries < (SERIAL_SUSPECT_DELIVERIES if ticket.queue == EMAIL_SEND_SERIAL else SUSPECT_DELIVERIES):
             return None
         self.rules.observer.ticket_suspected(ticket.queue, ticket.id, deliveries=deliveries)
         return Suspect()

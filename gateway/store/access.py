@@ -198,6 +198,12 @@ class Access:
         return bool(await self._database.write(lambda connection: connection.execute(statement).rowcount))
 
 
+def key_prefix(text: str) -> str:
+    """The public part of what has the form of a key, '' for anything else."""
+    match = _KEY.fullmatch(text)
+    return match[1] if match else ""
+
+
 def user_name(text: str) -> str:
     """A user's name in its one form; raises InvalidRequest."""
     name = text.strip().lower()

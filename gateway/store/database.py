@@ -147,6 +147,7 @@ async def open_database(url: str, *, known: str = "") -> Database:
     `known` names what knows that a ledger must be in it: without one nothing is made, for that would hide what is lost.
     """
     from gateway.store.migrations import HEAD, current_version, upgrade
+    from gateway.store.moving import refuse_moved
 
     database = await open_as_it_is(url, known=known)
     try:
@@ -155,6 +156,7 @@ async def open_database(url: str, *, known: str = "") -> Database:
             raise _gone("its database is empty", known)
         if version != HEAD:
             await upgrade(database)
+        await refuse_moved(database)
     except BaseException:
         await database.close()
         raise
@@ -196,16 +198,20 @@ def file_of(url: str) -> Path | None:
     raise SettingsError([Problem("database_url", text)])
 
 
-def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, Any]) -> int:
-    """Inserts the rows whose keys are not taken yet; returns how many were inserted."""
+def absent_insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """The statement that inserts rows whose keys are not taken yet."""
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
-        statement: Any = postgresql_insert(table).on_conflict_do_nothing()
-    else:
-        from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+        return postgresql_insert(table).on_conflict_do_nothing()
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-        statement = sqlite_insert(table).on_conflict_do_nothing()
+    return sqlite_insert(table).on_conflict_do_nothing()
+
+
+def insert_absent(connection: sa.Connection, table: sa.Table, *rows: dict[str, Any]) -> int:
+    """Inserts the rows whose keys are not taken yet; returns how many were inserted."""
+    statement = absent_insert(connection, table)
     return sum(connection.execute(statement, row).rowcount for row in rows)
 
 

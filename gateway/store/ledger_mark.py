@@ -2,13 +2,17 @@
 
 Before each final dot `DatabaseLedger` notes here the timeline's number of it, in `data_dir/ledger.mark`, with the ledger's epoch.
 A ledger of the same epoch whose timeline ends before that number has gone back: what it calls open may long be sent.  Then
-`hold_what_is_open` holds it all, and a person decides (`gateway recover`).
-Limits: it is looked at when a process opens the store, so the gateway is stopped while a backup is restored; each host has a mark
-of its own; who deletes the youngest lines of a timeline by hand makes a ledger look older than it is.
+`hold_what_is_open` holds it all, a new epoch begins, and a person decides (`gateway recover`).
+Each host has a mark of its own and keeps it up with the dots of the others (`keep_up`), so that whichever starts first after a
+restore finds out; the new epoch keeps the others from holding what was accepted since.
+Limits: it is looked at when a process opens the store, so the gateway is stopped while a backup is restored; a mark that is
+restored with the ledger knows nothing, and neither does one that a power cut took the last moments from; who deletes the
+youngest lines of a timeline by hand makes a ledger look older than it is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from collections.abc import Callable
@@ -19,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from gateway.errors import StoreUnavailable
 from gateway.mail.disposition import Disposition
+from gateway.mail.ids import new_id
 from gateway.store.database import Database
 from gateway.store.schema import email_recipients, meta, timeline
 
 if TYPE_CHECKING:
     from gateway.store.emails import DatabaseLedger
 
+KEEP_UP_SECONDS = 10.0
 WENT_BACK = "the ledger went back to an older state"
 _OPEN = (Disposition.PENDING, Disposition.DELAYED, Disposition.SENDING, Disposition.UNKNOWN)
 _BATCH = 200
@@ -40,11 +47,11 @@ class Position:
 
 
 class LedgerMark:
-    """The file; several processes of a host share it."""
+    """The file; several processes of a host share it.  `epoch` is the ledger that this process is at, '' before `follow`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._epoch = ""
+        self.epoch = ""
 
     @property
     def known(self) -> str:
@@ -53,7 +60,7 @@ class LedgerMark:
 
     def note(self, number: int) -> None:
         """Notes that a dot of this number goes out; raises OSError where that cannot be, and then it must not."""
-        mine = Position(epoch=self._epoch, number=number)
+        mine = Position(epoch=self.epoch, number=number)
         self._write(mine, unless=lambda found: found.epoch == mine.epoch and found.number >= number)
 
     def read(self) -> Position | None:
@@ -65,7 +72,7 @@ class LedgerMark:
 
     def follow(self, position: Position, *, went_back: bool) -> None:
         """From here on the mark is of this ledger; it is lowered only to a ledger that went back."""
-        self._epoch = position.epoch
+        self.epoch = position.epoch
         self._write(position, unless=lambda found: found.epoch == position.epoch and not went_back)
 
     def _write(self, position: Position, *, unless: Callable[[Position], bool]) -> None:
@@ -84,22 +91,63 @@ def _position(octets: bytes) -> Position | None:
     return Position(epoch=epoch, number=int(number)) if number.isdigit() else None
 
 
-async def went_back(database: Database, mark: LedgerMark) -> bool:
-    """Whether the ledger was further once than it is now; if not, the mark is of this ledger from here on."""
+async def older_position(database: Database, mark: LedgerMark) -> Position | None:
+    """Where the ledger is, if it was further once; if not, None, and the mark is of this ledger from here on."""
     noted = mark.read()  # before the ledger is asked: another process may go on meanwhile
     position = await position_of(database)
     if noted is not None and noted.epoch == position.epoch and noted.number > position.number:
-        return True
+        return position
     mark.follow(position, went_back=False)
-    return False
+    return None
+
+
+async def begin_anew(database: Database, mark: LedgerMark, epoch: str) -> None:
+    """Ends the epoch in which the ledger went back, once what is open is held; of several processes one begins the next."""
+    still = sa.and_(meta.c.key == "epoch", meta.c.value == epoch)
+    statement = sa.update(meta).where(still).values(value=new_id())
+    await database.write(lambda connection: connection.execute(statement).rowcount)
+    mark.follow(await position_of(database), went_back=True)
+
+
+async def keep_up(
+    database: Database,
+    mark: LedgerMark,
+    *,
+    on_fault: Callable[[Exception], None],
+    interval_seconds: float = KEEP_UP_SECONDS,
+) -> None:
+    """Notes again and again how far the others have come, until it is cancelled."""
+    while True:
+        await asyncio.sleep(interval_seconds)
+        try:
+            await note_last_dot(database, mark)
+        except StoreUnavailable:
+            continue  # others tell that
+        except Exception as fault:  # noqa: BLE001  # broad: the next dot is noted before it goes out, whatever failed here
+            on_fault(fault)
+
+
+async def note_last_dot(database: Database, mark: LedgerMark) -> None:
+    """Notes the last final dot of any host; looks only at what came since the mark.  A new epoch is followed."""
+    noted = mark.read()
+    query = sa.select(timeline.c.id).where(
+        timeline.c.id > (noted.number if noted else 0), timeline.c.step == "dot_sent"
+    )
+    last = query.order_by(timeline.c.id.desc()).limit(1)
+    epoch, number = await database.read(
+        lambda connection: (connection.execute(_EPOCH).scalar_one(), connection.execute(last).scalar())
+    )
+    if noted is None or {noted.epoch, mark.epoch} != {epoch}:
+        mark.follow(await position_of(database), went_back=False)
+    elif number is not None:
+        mark.note(number)
 
 
 async def position_of(database: Database) -> Position:
     """How far the ledger has come."""
     last = sa.select(sa.func.coalesce(sa.func.max(timeline.c.id), 0))
-    name = sa.select(meta.c.value).where(meta.c.key == "epoch")
     epoch, number = await database.read(
-        lambda connection: (connection.execute(name).scalar_one(), connection.execute(last).scalar_one())
+        lambda connection: (connection.execute(_EPOCH).scalar_one(), connection.execute(last).scalar_one())
     )
     return Position(epoch=epoch, number=number)
 
@@ -136,6 +184,7 @@ async def _emails(database: Database, query: sa.Select[Any]) -> list[str]:
     return await database.read(lambda connection: list(connection.execute(query).scalars()))
 
 
+_EPOCH = sa.select(meta.c.value).where(meta.c.key == "epoch")
 _END_CLAIMS = (
     sa.update(email_recipients)
     .where(email_recipients.c.disposition == Disposition.SENDING)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from gateway.store.schema import clean_text
+
 S = TypeVar("S", bound=sa.Select[Any])
 
 
@@ -28,5 +30,5 @@ def for_work(query: S, table: sa.Table) -> S:
 def hold_name(connection: sa.Connection, *parts: str) -> None:
     """Waits until no other transaction holds the name, and holds it until the commit."""
     if connection.dialect.name == "postgresql":
-        name = "\x1f".join(parts)
+        name = clean_text("\x1f".join(parts))
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))

@@ -299,9 +299,8 @@ class Mails:
             row = connection.execute(_STORED.where(mails.c.id == mail_id)).mappings().first()
             if row is None:
                 return None
-            names = ("received_at", "mail_from", "door", "client", "helo", "tls", "auth")
             rcpt_to = tuple(item.rcpt_to for item in _deliveries(connection, mail_id))
-            envelope = Envelope(mail_id=mail_id, rcpt_to=rcpt_to, **{name: row[name] for name in names})
+            envelope = Envelope(mail_id=mail_id, rcpt_to=rcpt_to, **{name: row[name] for name in _ENVELOPE})
             kept = {"octets": row["octets"] or b"", "blob": row["blob"]}
             return StoredMail(envelope=envelope, size=row["size"], sha256=row["sha256"], **kept)
 
@@ -447,14 +446,14 @@ class Mails:
         self._journal.note(connection, now, created)
 
 
+_ENVELOPE = ("received_at", "mail_from", "door", "client", "helo", "tls", "auth", "by_trusted_host")
 _STORED = sa.select(mails, mail_octets.c.octets, mail_octets.c.blob).join_from(mails, mail_octets)
 
 
 def _insert_mail(
     connection: sa.Connection, envelope: Envelope, facts: dict[str, Any], kept: dict[str, bytes | str]
 ) -> bool:
-    names = ("received_at", "mail_from", "door", "client", "helo", "tls", "auth")
-    values = {name: getattr(envelope, name) for name in names} | facts | {"id": envelope.mail_id}
+    values = {name: getattr(envelope, name) for name in _ENVELOPE} | facts | {"id": envelope.mail_id}
     is_new = bool(insert_absent(connection, mails, values))
     if is_new:
         connection.execute(sa.insert(mail_octets), kept | {"mail_id": envelope.mail_id})

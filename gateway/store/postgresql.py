@@ -2,8 +2,9 @@
 
 Work runs in READ COMMITTED and locks the rows it is about to change (`store.locks`); a read has one REPEATABLE READ snapshot.
 What lost a race (deadlock, serialisation, a key taken a moment ago) runs again, and so does work whose pooled connection
-turns out dead, for then nothing of it happened.  A fault during COMMIT is told as StoreUnavailable: nobody knows whether it
-took place, and every verb may be called again.  Whoever waits for a write may be cancelled, the write goes through.
+turns out dead or may only read (the address has moved to another server), for then nothing of it happened.  A fault during
+COMMIT is told as StoreUnavailable: nobody knows whether it took place, and every verb may be called again.  Whoever waits
+for a write may be cancelled, the write goes through.
 Time is the server's (`clock`), so that claims of several hosts mean the same.
 Promises: `write` returns after the server's durable commit; no call lasts longer than `Limits.patience_seconds`.
 Limits: durable is what the server was told it is (`synchronous_commit`, standbys); a pooler in transaction mode between us
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from gateway.errors import Problem, SettingsError, StoreUnavailable
 from gateway.store.postgresql_bell import CHANNEL, PostgresBell, Ringer
-from gateway.store.postgresql_faults import Verdict, verdict_on
+from gateway.store.postgresql_faults import Verdict, leave_the_standby, verdict_on
 from gateway.store.postgresql_url import PostgresAddress
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class PostgresDatabase:
             # A process that was stopped within a transaction must not keep its rows from everybody else.
             "idle_in_transaction_session_timeout": f"{self._limits.statement_seconds * 1000:.0f}",
         }
-        return create_async_engine(
+        engine = create_async_engine(
             "postgresql+asyncpg://",
             connect_args={
                 "dsn": self._address.dsn,
@@ -133,6 +134,8 @@ class PostgresDatabase:
             pool_recycle=_POOLED_SECONDS,
             pool_use_lifo=True,
         )
+        sa.event.listen(engine.sync_engine, "handle_error", leave_the_standby)
+        return engine
 
     async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
         """Waits for the call; a caller that is cancelled leaves it to finish by itself."""

@@ -16,8 +16,9 @@ _LOST_RACES = {
 }
 _TAKEN = "23505"  # unique_violation: the other writer's row can be seen now
 _AWAY_CLASSES = ("08", "28", "3D", "53", "57", "58", "F0", "XX")
+_READ_ONLY = "25006"  # read_only_sql_transaction: a primary became a standby under us
 _AWAY = {
-    "25006",  # read_only_sql_transaction: a primary became a standby under us
+    _READ_ONLY,
     "25P03",  # idle_in_transaction_session_timeout
     "55P03",  # lock_not_available: somebody holds the row for longer than we wait
     "42501",  # insufficient_privilege: a grant is missing; an operator mends it, the work waits
@@ -33,6 +34,12 @@ class Verdict(Enum):
     LOST_CONNECTION = auto()  # nothing of it happened, unless it was its COMMIT that was under way
     AWAY = auto()
     WORKS_OWN = auto()
+
+
+def leave_the_standby(context: sa.engine.ExceptionContext) -> None:
+    """Gives up the pooled connections to a server that may only be read: behind the same address another one may write."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def verdict_on(error: sa.exc.DBAPIError) -> Verdict:

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 
 from gateway.mail.ids import new_id
 from gateway.mail.threads import SUBJECT_DAYS, ThreadClues
+from gateway.store.blobs import digest_of
 from gateway.store.ledger import Acceptance
 from gateway.store.locks import hold_name
-from gateway.store.schema import as_json, attachments, posts, renditions
+from gateway.store.schema import as_json, attachments, clean_text, posts, renditions
 
 _COLUMNS = (
     "mailbox",
@@ -30,6 +31,7 @@ _COLUMNS = (
     "address",
 )
 _HIDDEN = frozenset({"sequence", "content_hash", "subject_key", "author_key"})
+_LONGEST_KEY_BYTES = 1000  # two of them in one entry: PostgreSQL's indexes take 2,704 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +100,13 @@ def find_thread(connection: sa.Connection, address: str, clues: ThreadClues, *, 
         return clues.thread_id
     known = sa.select(posts.c.thread_id).where(posts.c.address == address, posts.c.thread_id != "")
     newest_first = known.order_by(posts.c.created_at.desc(), posts.c.id.desc()).limit(1)
-    for message_id in clues.references:
+    for message_id in map(_indexed, clues.references):
         if found := connection.execute(newest_first.where(posts.c.message_id == message_id)).scalar():
             return str(found)
     if not clues.subject_key or not clues.author_key:
         return ""
-    alike = newest_first.where(posts.c.author_key == clues.author_key, posts.c.subject_key == clues.subject_key)
+    author, subject = _indexed(clues.author_key), _indexed(clues.subject_key)
+    alike = newest_first.where(posts.c.author_key == author, posts.c.subject_key == subject)
     lately = alike.where(posts.c.created_at >= at - timedelta(days=SUBJECT_DAYS))
     return str(connection.execute(lately).scalar() or "")
 
@@ -180,8 +183,14 @@ def _thread_values(connection: sa.Connection, post: NewPost, post_id: str) -> di
         return {}
     hold_name(connection, "thread", post.address, clues.author_key, clues.subject_key)
     found = find_thread(connection, post.address, clues, at=post.created_at) or post_id
-    keys = {name: getattr(clues, name) for name in ("message_id", "subject_key", "author_key")}
+    keys = {name: _indexed(getattr(clues, name)) for name in ("message_id", "subject_key", "author_key")}
     return keys | {"thread_id": found}
+
+
+def _indexed(text: str) -> str:
+    """A stranger's words as an index can hold them: the digest of those that are too long for one."""
+    octets = clean_text(text).encode()
+    return text if len(octets) <= _LONGEST_KEY_BYTES else digest_of(octets)
 
 
 def _attachment_values(item: NewAttachment) -> dict[str, Any]:

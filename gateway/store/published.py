@@ -71,6 +71,12 @@ def post_or_refusal(connection: sa.Connection, post_id: str) -> dict[str, Any] |
     return {"id": post_id, "status": "stored"} | as_json(row) | {"attachments": attachments}
 
 
+def prove(connection: sa.Connection) -> None:
+    """Reads nothing from the views; raises DBAPIError where they are not there as they are here."""
+    for table in (_POSTS, _ATTACHMENTS, _REFUSALS):
+        connection.execute(sa.select(table).limit(0)).close()
+
+
 def grant_statements(*, app_role: str, worker_role: str, schema: str = "public") -> list[str]:
     """What the owner of the tables says once, and again after an upgrade: SQL, one statement each.
 

@@ -142,6 +142,7 @@ mails = sa.Table(
     _text("language"),
     _text("message_id"),
     sa.Column("authentication", Json, nullable=False, server_default="{}"),
+    sa.Column("by_trusted_host", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index(None, "received_at", "id"),
     sa.Index(None, "content_key"),
 )

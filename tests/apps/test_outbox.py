@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 import gateway
 from gateway import CreatePost, InvalidRequest, QueueUnavailable, SendEmail, outbox
@@ -28,15 +31,34 @@ def email(**values: Any) -> SendEmail:
     return SendEmail.model_validate({"template": "invoice", "to": ["ann@example.org"], "params": {"n": 42}} | values)
 
 
-@pytest.fixture(params=["sqlite3", "connection", "session"])
+class OwnSession(Session):
+    """As SQLModel and Flask-SQLAlchemy have one."""
+
+
+def by_name(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
+
+
+def sqlite_with_named_rows(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    connection.row_factory = by_name
+    return connection
+
+
+@pytest.fixture(params=["sqlite3", "connection", "session", "psycopg", "session on psycopg"])
 def open_connection(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    """The three kinds of connection to one SQLite file of an app."""
+    """The kinds of connection an app may have, to its own database, with rows of its own form where it can choose."""
     path = tmp_path / "app.db"
-    engine = sa.create_engine(f"sqlite:///{path}")
+    url = request.getfixturevalue("bare_postgres_url") if "psycopg" in request.param else ""
+    engine = sa.create_engine(
+        url.replace("postgresql:", "postgresql+psycopg:") or f"sqlite:///{path}", poolclass=NullPool
+    )
     kinds: dict[str, Open] = {
-        "sqlite3": lambda: sqlite3.connect(path),
+        "sqlite3": lambda: sqlite_with_named_rows(path),
         "connection": engine.connect,
-        "session": lambda: Session(engine),
+        "session": lambda: OwnSession(engine),
+        "psycopg": lambda: psycopg.connect(url, row_factory=dict_row),
+        "session on psycopg": lambda: OwnSession(engine),
     }
     connection = kinds[request.param]()
     outbox.create_table(connection)
@@ -100,7 +122,8 @@ async def test_a_request_nobody_can_take_is_set_aside_and_the_next_one_goes(
     outbox.add(connection, bad)
     outbox.add(connection, good)
     statement: Any = "UPDATE gateway_outbox SET body = replace(body, 'ann@example.org', 'nobody') WHERE number = 1"
-    connection.execute(statement if isinstance(connection, sqlite3.Connection) else sa.text(statement))
+    is_plain = isinstance(connection, sqlite3.Connection | psycopg.Connection)
+    connection.execute(statement if is_plain else sa.text(statement))
     connection.commit()
     assert await carry(open_connection, tmp_path / "queue.db") == 2
     assert [ticket_id for _, ticket_id in await tickets_at(tmp_path / "queue.db")] == [good.id]
@@ -167,9 +190,29 @@ async def test_an_async_session_adds_by_run_sync(tmp_path: Path) -> None:
     assert [ticket_id for _, ticket_id in await tickets_at(tmp_path / "queue.db")] == [added]
 
 
-async def test_another_connection_is_refused_by_name() -> None:
+async def test_two_carriers_side_by_side_on_postgresql_carry_each_request_once(
+    bare_postgres_url: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(bare_postgres_url) as connection:
+        outbox.create_table(connection)
+        ids = {outbox.add(connection, email()) for _ in range(150)}
+    async with gateway.connect(f"sqlite:///{tmp_path / 'queue.db'}") as client:
+        carried = [outbox.carry_once(lambda: psycopg.connect(bare_postgres_url), client) for _ in range(2)]
+        assert sum(await asyncio.gather(*carried)) == 150
+    published = [ticket_id for _, ticket_id in await tickets_at(tmp_path / "queue.db")]
+    assert sorted(published) == sorted(ids)
+
+
+async def test_a_connection_the_outbox_cannot_use_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="sqlite3, psycopg or SQLAlchemy"):
         outbox.add(object(), email())
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+    async with engine.connect() as connection:
+        with pytest.raises(TypeError, match=r"await connection\.run_sync\(outbox\.add, email\)"):
+            outbox.add(connection, email())
+    await engine.dispose()
+    with pytest.raises(TypeError, match="not in mysql"):
+        outbox.create_table(sa.create_mock_engine("mysql+pymysql://", print))
 
 
 _KILLED = """

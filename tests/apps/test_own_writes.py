@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import gateway
 from gateway.cage import Cage
 from gateway.client import Client
 from gateway.contract.post_create import CreatePost
-from gateway.errors import SettingsError
+from gateway.errors import SettingsError, StoreUnavailable
 from gateway.inbound.post_create import PostDesk
 from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
@@ -159,3 +160,48 @@ def test_the_blocking_client_reads_its_own_write(tmp_path: Path) -> None:
     with gateway.connect_blocking(f"sqlite:///{tmp_path / 'queue.db'}") as client:
         post_id = client.create_post(**WORDS)
         assert (client.post(post_id) or {})["status"] == "pending"
+
+
+async def test_an_app_starts_and_sends_while_the_store_is_away_and_finds_it_when_it_comes(
+    tmp_path: Path, bare_database_url: str
+) -> None:
+    """No file yet, or a server's database with nothing in it: made by the gateway while the app is at work."""
+    async with app(tmp_path, bare_database_url) as client:
+        post_id = await client.create_post(**WORDS)
+        assert (await client.post(post_id) or {})["status"] == "pending"
+        with pytest.raises(StoreUnavailable, match="database_url"):
+            await client.post(new_id())
+        assert not list(tmp_path.glob("store.db*")), "a look makes no store"
+        await work(tmp_path, bare_database_url)
+        async with asyncio.timeout(30):
+            while (await client.post(post_id) or {})["status"] != "stored":
+                await asyncio.sleep(0.05)
+
+
+async def test_what_fails_half_way_leaves_nothing_open(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="database_url"):
+        async with app(tmp_path, "mysql://db/gateway"):
+            pass
+    assert not [thread.name for thread in threading.enumerate() if "queue.db" in thread.name]
+
+
+async def test_an_id_that_is_none_is_nobodys_post(tmp_path: Path) -> None:
+    async with app(tmp_path) as client:
+        assert await client.post("../etc/passwd") is None
+
+
+@pytest.mark.parametrize("url", ["memcached://host", "redis://:s3cret@host:port/0"])
+def test_a_cache_that_is_none_is_refused_by_its_key(url: str) -> None:
+    with pytest.raises(SettingsError, match="cache_url") as refused:
+        gateway.connect("sqlite:///queue.db", cache_url=url)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_blocking_client_that_is_not_open_says_so(tmp_path: Path) -> None:
+    client = gateway.connect_blocking(f"sqlite:///{tmp_path / 'queue.db'}")
+    with pytest.raises(RuntimeError, match="the client is not open"):
+        client.create_post(**WORDS)
+    with client:
+        client.create_post(**WORDS)
+    with pytest.raises(RuntimeError, match="the client is not open"):
+        client.create_post(**WORDS)

@@ -2,6 +2,7 @@
 
 `script` maps a step to an action: a reply line ("451 4.3.0 later"), CLOSE, HANG, GARBAGE, WAIT (as usual, once `go` is
 set), or a list of actions for one visit each (None = as usual); after the list, and for steps not named, it behaves.
+"rcpt ann@example.org" or "dot ann@example.org" is what it does for that recipient only.
 Steps: banner, ehlo, starttls, auth, mail, rcpt, data, body (at its first octet), dot, rset, quit.  A refused connect is
 `refusing_port()`, one that hangs a DeafPort.
 """
@@ -96,13 +97,16 @@ class ScriptedRelay:
             self._sessions.discard(task)
             writer.transport.abort()
 
-    def action(self, step: str) -> Action:
+    def action(self, step: str, recipient: str = "") -> Action:
         """What the script says for this visit of a step."""
         self.seen[step] += 1
-        planned = self.script.get(step)
+        planned, counted = self.script.get(step), step
+        if (own := f"{step} {recipient}") in self.script:
+            planned, counted = self.script[own], own
+            self.seen[own] += 1
         if planned is None or isinstance(planned, str):
             return planned
-        visit = self.seen[step] - 1
+        visit = self.seen[counted] - 1
         return planned[visit] if visit < len(planned) else None
 
     def is_password(self, user: str, password: str) -> bool:
@@ -139,7 +143,7 @@ class _Session:
 
     async def act(self, step: str, usual: str) -> bool:
         """Does what the script says at this step; True when that was the usual."""
-        action = self.relay.action(step)
+        action = self.relay.action(step, self.recipient)
         if action == WAIT:
             self.relay.acted.set()
             await self.relay.go.wait()
@@ -179,7 +183,7 @@ class _Session:
         await self.act("auth", "235 2.7.0 welcome" if right else "535 5.7.8 wrong password")
 
     async def on_mail(self, text: str) -> None:
-        self.mail_from = text.partition("<")[2].partition(">")[0]
+        self.mail_from, self.recipient = text.partition("<")[2].partition(">")[0], ""
         await self.act("mail", "250 2.1.0 sender ok")
 
     async def on_rcpt(self, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from gateway import app, settings
+from gateway.store import postgresql
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"DOMAIN": "in.example.org", "GATEWAY_PASSWORD": "secret", "ERLANG_COOKIE": "cookie"}
@@ -57,6 +58,29 @@ def test_whatever_is_not_ours_says_when_it_is_ready(composed: Any) -> None:
 def test_our_services_may_do_little(composed: Any) -> None:
     for it in ours(composed).values():
         assert (it["read_only"], it["cap_drop"], it["init"]) == (True, ["ALL"], True)
+
+
+def test_queues_are_declared_when_the_whole_cluster_is_there(composed: Any) -> None:
+    """A quorum queue keeps the replicas it got at its declaration."""
+    nodes = {name for name, it in composed["services"].items() if it.get("image", "").startswith("rabbitmq:")}
+    for name, it in ours(composed).items():
+        assert {node: it["depends_on"].get(node, {}).get("condition") for node in nodes} == dict.fromkeys(
+            nodes, "service_healthy"
+        ), name
+
+
+def test_there_are_connections_enough_for_twenty_processes(composed: Any) -> None:
+    settings_given = composed["services"]["postgres"]["command"]
+    most = next(int(word.partition("=")[2]) for word in settings_given if word.startswith("max_connections="))
+    assert most >= 20 * (postgresql.CONNECTIONS + 2) + 20  # two bells, and some for people
+
+
+def test_every_folder_a_volume_is_mounted_at_belongs_to_the_image_s_user(composed: Any) -> None:
+    """A named volume takes its owner from the image's folder; where there is none it belongs to root, and we may not write."""
+    made = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if "install -d -o gateway" in line)
+    mounted = {volume.split(":")[1] for it in ours(composed).values() for volume in it["volumes"]}
+    assert mounted == {"/var/lib/gateway", "/run/gateway"}
+    assert mounted <= set(made.split())
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="SKIPPED LOUDLY: hadolint has no wheel for this machine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from gateway.cage import Cage
+from gateway.inbound.certificate import Certificates, Pair
 from gateway.inbound.door import Door, DoorLimits
+from gateway.inbound.door_auth import Logins
 from gateway.inbound.ingest import Ingest
 from gateway.inbound.intake import Intake, IntakeLimits
-from gateway.inbound.listen import UnixAddress, parse_listen
+from gateway.inbound.listen import TcpAddress, UnixAddress, parse_listen
 from gateway.inbound.mailboxes.postmaster import Postmaster
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.router import MailboxRoute, Router
@@ -40,6 +44,7 @@ ROUTES = (
     MailboxRoute(address="*@help.example.org", kind="posts"),
 )
 WAIT_SECONDS = 20
+MX = "mx.localhost"
 
 
 @dataclass
@@ -75,12 +80,15 @@ class House:
         listen: str = "127.0.0.1:0",
         intake: Intake | None = None,
         trusted_hosts: TrustedHosts | None = None,
+        certificates: Certificates | None = None,
+        logins: Logins | None = None,
         **limits: Any,
     ) -> Door:
         """Starts a door, on a port of the system's choice where `listen` says nothing else; closed with the house."""
         wanted = DoorLimits(**{"drain_seconds": 2.0} | limits)
         chosen = intake or self.intake(limits=IntakeLimits(mail_bytes=wanted.mail_bytes))
         place: dict[str, Any] = {"listen": listen, "hostname": "mx.localhost", "trusted_hosts": trusted_hosts}
+        place |= {"certificates": certificates, "logins": logins}
         door = kind(chosen, limits=wanted, log=self.log, **place)
         await door.start()
         self.stack.push_async_callback(door.close)
@@ -177,6 +185,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 
 
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's that trusts the authority."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def certificates(authority: trustme.CA, tmp_path: Path) -> Certificates:
+    pair = Pair(certificate=tmp_path / "mx.crt", key=tmp_path / "mx.key")
+    write_pair(pair, authority)
+    return Certificates(pair, on_fault=lambda fault: None)
+
+
+def write_pair(pair: Pair, authority: trustme.CA, *names: str, **values: Any) -> None:
+    """Makes a certificate and puts it in place of the one that is there."""
+    made = authority.issue_cert(*(names or (MX,)), **values)
+    for path, octets in (
+        (pair.key, made.private_key_pem.bytes()),
+        (pair.certificate, b"".join(blob.bytes() for blob in made.cert_chain_pems)),
+    ):
+        path.write_bytes(octets)
+        path.chmod(0o600)
+
+
 @pytest.fixture
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new store's URL: a file, or on each engine in turn for the modules named above."""
@@ -197,6 +236,17 @@ class Talk:
         self.hello = hello
         self.reader = reader
         self.writer = writer
+
+    @classmethod
+    async def with_tls_door(cls, door: SmtpDoor, context: ssl.SSLContext) -> Talk:
+        """Speaks TLS from the first octet on."""
+        address = parse_listen(door.tls_address)
+        assert isinstance(address, TcpAddress)
+        return cls(*await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=MX))
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Shakes hands, where the door is ready to."""
+        await self.writer.start_tls(context, server_hostname=MX)
 
     @classmethod
     async def with_door(cls, door: Door) -> Talk:

@@ -1,36 +1,81 @@
-"""Every dialogue of dialogues/*.txt and dialogues/lmtp/*.txt, played against a real door.
+"""Every dialogue of dialogues/**/*.txt, played against a real door: clear/ by SMTP, tls/ at a door with a certificate where ann
+may log in with `secret`, lmtp/ by LMTP, those beside the folders by SMTP in the clear and under TLS from the first octet on.
 
 `C: line` is sent with CR LF; `C| octets` is sent as it stands, with Python's escapes; `S: pattern` must match the next reply
 (`*` for anything, lines of one reply joined by ` / `); `S: (closed)` expects the end; `K: n` is the number of mails kept so
-far; `# …` is a comment; `L: limit value` sets a limit of the door and stands first.
+far; `T: starttls` shakes hands; `# …` is a comment; `L: limit value` sets a limit of the door and stands first.
 """
 
 from __future__ import annotations
 
+import ssl
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import House, Talk
 
+from gateway.errors import TransientFailure
+from gateway.inbound.certificate import Certificates
+from gateway.inbound.door_auth import Shown
 from gateway.inbound.lmtp_door import LmtpDoor
 from gateway.inbound.smtp_door import SmtpDoor
+from gateway.reply import Reply
 
 DIALOGUES = sorted((Path(__file__).parent / "dialogues").rglob("*.txt"))
+FOR_BOTH = [path for path in DIALOGUES if path.parent.name == "dialogues"]
+
+
+class AnnOnly:
+    """Knows one password."""
+
+    async def prove(self, shown: Shown, *, client: str) -> str:
+        if shown.name == "busy":
+            raise TransientFailure("later", reply=Reply(code=454, enhanced_status="4.7.0", text="try again later"))
+        return "ann@example.org" if (shown.name, shown.password) == ("ann@example.org", "secret") else ""
 
 
 @pytest.mark.parametrize("path", DIALOGUES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-async def test_the_door_keeps_to_the_dialogue(path: Path, house: House) -> None:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    limits = dict(line[3:].split() for line in lines if line.startswith("L: "))
+async def test_the_door_keeps_to_the_dialogue(
+    path: Path, house: House, certificates: Certificates, client_context: ssl.SSLContext
+) -> None:
+    lines = lines_of(path)
     kind = LmtpDoor if path.parent.name == "lmtp" else SmtpDoor
-    door = await house.open_door(
-        kind, **{name: float(value) if "." in value else int(value) for name, value in limits.items()}
-    )
-    talk = await Talk.with_door(door)
+    more: dict[str, Any] = {"certificates": certificates, "logins": AnnOnly()} if path.parent.name == "tls" else {}
+    talk = await Talk.with_door(await house.open_door(kind, **limits_of(lines), **more))
+    await play_all(lines, talk, house, client_context)
+
+
+@pytest.mark.parametrize("path", FOR_BOTH, ids=lambda path: path.stem)
+async def test_the_door_keeps_to_it_under_tls(
+    path: Path, house: House, certificates: Certificates, client_context: ssl.SSLContext
+) -> None:
+    lines = lines_of(path)
+    door = await house.open_door(SmtpDoor, certificates=certificates, **limits_of(lines))
+    assert isinstance(door, SmtpDoor)
+    await door.start_tls("127.0.0.1:0")
+    await play_all(lines, await Talk.with_tls_door(door, client_context), house, client_context)
+    assert {ticket.headers["tls"][:4] for ticket in await house.tickets()} <= {"TLSv"}
+
+
+def lines_of(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+
+
+def limits_of(lines: list[str]) -> dict[str, Any]:
+    given = dict(line[3:].split() for line in lines if line.startswith("L: "))
+    found = {name: float(value) if "." in value else int(value) for name, value in given.items()}
+    return {"failed_login_seconds": 0.0} | found
+
+
+async def play_all(lines: list[str], talk: Talk, house: House, context: ssl.SSLContext) -> None:
     try:
         for number, line in enumerate(lines, 1):
-            await play(line, talk, house, where=f"{path.name}, line {number}: {line}")
+            if line == "T: starttls":
+                await talk.start_tls(context)
+            else:
+                await play(line, talk, house, where=f"line {number}: {line}")
     finally:
         talk.close()
 

@@ -92,6 +92,15 @@ def test_explain_reads_stdin_and_speaks_to_people_too(eml: Path, tmp_path: Path)
     assert "disposition: delivered\n" in done.stdout.decode()
 
 
+def test_people_are_told_of_the_sender_in_words(eml: Path, tmp_path: Path) -> None:
+    done = gateway(tmp_path, "explain", str(eml), "--to", "posts@localhost", "--from", "ann@example.org")
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.decode()
+    assert "auth: anne@example.org: neither a signature nor the sending host vouches for example.org\n  " in told
+    assert "  looked up by us\n" in told
+    assert "{" not in told.partition("auth:")[2].partition("attachments")[0]
+
+
 def test_explain_of_a_hopeless_mail_says_why_it_would_be_held(tmp_path: Path) -> None:
     bomb = b"Content-Type: multipart/mixed; boundary=x\r\n\r\n" + b"--x\r\n\r\n\r\n" * 5_000 + b"--x--\r\n"
     (told,) = objects(gateway(tmp_path, "explain", "-", "--to", "posts@localhost", "--json", given=bomb))

@@ -42,6 +42,16 @@ async def test_a_small_mail_is_one_ticket_with_its_octets_and_envelope(house: Ho
     )
 
 
+@pytest.mark.parametrize("value", [None, "true", 1, "", [], {"a": True}])
+def test_a_ticket_that_does_not_say_so_was_not_handed_over_by_a_trusted_host(value: Any) -> None:
+    """Older versions leave it out, and a program that plays door may write anything."""
+    headers = envelope().to_headers()
+    assert Envelope.from_headers("1", headers | {"by_trusted_host": True}).by_trusted_host
+    del headers["by_trusted_host"]
+    assert not Envelope.from_headers("1", headers).by_trusted_host
+    assert not Envelope.from_headers("1", headers | {"by_trusted_host": value}).by_trusted_host
+
+
 async def test_a_large_mail_is_a_blob_and_an_empty_ticket(house: House) -> None:
     octets = b"Subject: x\r\n\r\n" + b"y" * 300_000
     await house.intake().accept(envelope(), octets)

@@ -52,12 +52,26 @@ async def test_a_trusted_host_names_the_client_of_the_next_mail_only(kind: type[
 
 
 @BOTH
+@pytest.mark.parametrize("hosts", [(), ("192.0.2.0/24",), ("127.0.0.0/8",)])
+async def test_only_a_trusted_host_hands_a_mail_over_by_lmtp_as_little_as_by_smtp(
+    kind: type[Door], hosts: tuple[str, ...], house: House
+) -> None:
+    talk, _ = await greeted(await house.open_door(kind, trusted_hosts=trusted(*hosts)))
+    await post(talk)
+    (ticket,) = await house.tickets()
+    assert ticket.headers["by_trusted_host"] is (hosts == ("127.0.0.0/8",))
+    talk.close()
+
+
+@BOTH
 async def test_who_may_open_the_socket_may_speak_for_others(kind: type[Door], house: House, tmp_path: Path) -> None:
     talk, hello = await greeted(await house.open_door(kind, listen=f"unix:{tmp_path}/s"))
     assert "XFORWARD ADDR HELO" in hello
     assert (await talk.say("XFORWARD ADDR=IPv6:2001:DB8::1 HELO=b+C3+BCcher.example")).startswith("250")
     await post(talk)
-    assert await origins(house) == [("2001:db8::1", "bücher.example")]
+    (ticket,) = await house.tickets()
+    origin = [ticket.headers[name] for name in ("client", "helo", "by_trusted_host")]
+    assert origin == ["2001:db8::1", "bücher.example", True]
     talk.close()
 
 

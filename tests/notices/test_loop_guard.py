@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from telling_desk import GUARD, HOSTNAME
@@ -84,11 +85,15 @@ HOSTILE_WAYS = (
     {"door": "smtp", "client": "2001:db8::1"},
     {"door": "smtp", "client": "127.0.0.1.example.org"},
     {"door": "smtp", "client": ""},
+    # A mail server of ours on this host, whatever it says of its client: it brings the whole world's mail.
+    {"door": "smtp", "client": "127.0.0.1", "by_trusted_host": True},
+    {"door": "lmtp", "client": "127.0.0.1", "by_trusted_host": True},
+    {"door": "smtp", "client": "unknown", "by_trusted_host": True},
 )
 
 
-def envelope(mail_from: str = "ann@example.org", **way: str) -> Envelope:
-    values = {"door": "smtp", "client": "127.0.0.1"} | way
+def envelope(mail_from: str = "ann@example.org", **way: Any) -> Envelope:
+    values: dict[str, Any] = {"door": "smtp", "client": "127.0.0.1"} | way
     now = datetime(2026, 3, 1, tzinfo=UTC)
     return Envelope(
         mail_id=new_id(), mail_from=mail_from, rcpt_to=("photos@in.example.org",), received_at=now, **values
@@ -130,8 +135,20 @@ def test_a_machines_address_is_enough(mail_from: str) -> None:
 
 
 @pytest.mark.parametrize("way", HOSTILE_WAYS)
-def test_who_is_not_proven_is_not_told(way: dict[str, str]) -> None:
+def test_who_is_not_proven_is_not_told(way: dict[str, Any]) -> None:
     assert GUARD.judge(envelope(**way), HONEST, "").untold
+
+
+def test_a_mail_server_nobody_named_is_not_a_person_of_this_host() -> None:
+    """A Postfix that hands over to 127.0.0.1:2525 by plain smtp, without XFORWARD: the sender may be anybody's forgery."""
+    relayed = b"Received: from a by mx.example.net (Postfix)\r\n" + HONEST
+    assert "a mail server brought it" in GUARD.judge(envelope(), relayed, "").untold
+    assert GUARD.judge(envelope(), relayed, "", is_verified=True).untold == ""
+
+
+def test_what_our_mail_server_proves_is_told() -> None:
+    handed_over = envelope(door="lmtp", client="192.0.2.1", by_trusted_host=True)
+    assert GUARD.judge(handed_over, HONEST, "", is_verified=True).untold == ""
 
 
 def test_nobody_is_proven_while_a_door_listens_beyond_this_host() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import resource
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,51 @@ def locked(turn: Path) -> Iterator[None]:
     with turn.open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What makes writing impossible, and possible again."""
+
+    begin: Callable[[], object]
+    end: Callable[[], object]
+
+
+@contextmanager
+def small_disk(site: Site) -> Iterator[Fault]:
+    """The gateway's files on a file system of their own, which is filled to its last octet: ENOSPC."""
+    folder = site.house.folder
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode != 0:  # mounting is forbidden here: then at least the next best fault
+        with file_limit(site) as fault:
+            yield fault
+        return
+    ballast = folder / "ballast"
+
+    def fill() -> None:
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        assert os.statvfs(folder).f_bavail == 0
+
+    try:
+        yield Fault(begin=fill, end=ballast.unlink)
+    finally:
+        site.close()
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def file_limit(site: Site) -> Iterator[Fault]:
+    """No file of the gateway's process may grow beyond what the queue's has now: EFBIG, wherever mounting is forbidden."""
+
+    def limit(size: int) -> None:
+        assert site.house.process is not None
+        resource.prlimit(site.house.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    yield Fault(begin=lambda: limit(1), end=lambda: limit(resource.RLIM_INFINITY))
 
 
 @TRANSPORTS
@@ -116,6 +164,29 @@ def test_mail_waits_in_postfix_while_the_disk_is_full(transport: str, make_site:
     site.start_gateway()
     site.mta.drain()
     assert_each_once(site, ["one", "two"])
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("fault", [small_disk, pytest.param(file_limit, marks=pytest.mark.long)])
+def test_mail_waits_in_postfix_while_no_more_can_be_written(
+    transport: str, fault: Callable[[Site], AbstractContextManager[Fault]], make_site: Callable[[str], Site]
+) -> None:
+    """Nothing is measured beforehand (`min_free_bytes` is off): the very write of a ticket or a blob fails."""
+    site = make_site(transport)
+    site.house.more["GATEWAY_MIN_FREE_BYTES"] = "0"
+    with fault(site) as disk:
+        site.start_gateway()
+        post(site.mta, ["before"])
+        site.mails(1)
+        disk.begin()
+        post(site.mta, ["one"], 20_000)
+        post(site.mta, ["two"], 1_000_000)
+        site.mta.wait_deferred(2)
+        assert "451 4.3.0" in site.mta.log()
+        disk.end()
+        site.mta.drain()
+        assert_each_once(site, ["before", "one", "two"])
+        assert site.house.stop() == 0
 
 
 @TRANSPORTS

@@ -19,7 +19,19 @@ from gateway.errors import LeaseLost, PermanentFailure, QueueUnavailable, Settin
 from gateway.queue import amqp_consumer, amqp_dead, topology
 from gateway.queue.amqp_migrate import migrate
 from gateway.queue.amqp_version import refuse_version
-from gateway.queue.broker import DELIVERY_LIMIT, Broker, Consumer, Dead, Depth, Done, Event, Later, Lease
+from gateway.queue.broker import (
+    DELIVERY_LIMIT,
+    Broker,
+    Consumer,
+    Dead,
+    Depth,
+    Done,
+    Event,
+    Later,
+    Lease,
+    Outcome,
+    Release,
+)
 from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
 from gateway.queue.receipts import Receipted
@@ -442,13 +454,80 @@ async def test_a_serial_queue_has_one_active_consumer_and_one_ticket_out(amqp_ur
         assert lease.ticket.id == "2"
 
 
+@pytest.fixture
+async def other(amqp_url: str) -> AsyncIterator[RabbitmqBroker]:
+    async with RabbitmqBroker([amqp_url], is_house=True) as broker:
+        yield broker
+
+
+@pytest.mark.parametrize("how", ["stop", "pause"])
+@pytest.mark.parametrize("last", [Done(), Release(), Later(at=datetime(2026, 1, 1, tzinfo=UTC))], ids=type)
+async def test_a_serial_queue_is_handed_over_when_the_last_ticket_is_settled_and_not_before(
+    broker: RabbitmqBroker, other: RabbitmqBroker, how: str, last: Outcome
+) -> None:
+    await broker.publish([ticket(str(n), EMAIL_SEND_SERIAL) for n in range(3)])
+    async with consuming(broker, EMAIL_SEND_SERIAL, EMAIL_SEND) as first, consuming(other, EMAIL_SEND_SERIAL) as second:
+        lease = await next_lease(first)
+        waits = asyncio.create_task(anext(aiter(second)))
+        getattr(first, how)()
+
+        async def has_left_the_others() -> bool:
+            return not first.is_subscribed(EMAIL_SEND)
+
+        await until(has_left_the_others)
+        await until_looked(broker, EMAIL_SEND_SERIAL, leased=1)
+        assert not waits.done()
+        await lease.settle(last)
+        expected = ["0", "1", "2"] if isinstance(last, Release) else ["1", "2"]
+        for n in expected:
+            lease = await asyncio.wait_for(waits, PATIENCE_SECONDS)
+            assert lease.ticket.id == n
+            assert (lease.delivery_count, n) in [(0, n), (1, "0")], "only what was given back may be counted"
+            await lease.settle(Done())
+            waits = asyncio.create_task(anext(aiter(second)))
+        waits.cancel()
+
+
+async def test_a_serial_ticket_nobody_was_handed_keeps_its_place_when_its_consumer_pauses(
+    broker: RabbitmqBroker, other: RabbitmqBroker
+) -> None:
+    await broker.publish([ticket("plain", EMAIL_SEND)])
+    async with consuming(broker, EMAIL_SEND_SERIAL, EMAIL_SEND, concurrency=1) as first:
+        plain = await next_lease(first)
+        await broker.publish([ticket(str(n), EMAIL_SEND_SERIAL) for n in range(3)])
+        await until_looked(broker, EMAIL_SEND_SERIAL, leased=1)
+        async with consuming(other, EMAIL_SEND_SERIAL) as second:
+            for rounds in range(2):
+                first.pause()
+                lease = await next_lease(second)
+                assert lease.ticket.id == str(rounds)
+                first.resume()
+                await lease.settle(Done())
+                second.pause()
+                await until_looked(broker, EMAIL_SEND_SERIAL, leased=1)  # the first one's again
+                second.resume()
+        await plain.settle(Done())
+        assert (await next_lease(first)).ticket.id == "2"
+
+
+async def until_looked(broker: RabbitmqBroker, name: str, *, leased: int) -> None:
+    """Waits until so many of the queue are out."""
+
+    async def is_so() -> bool:
+        found = await depth(broker, name)
+        return found is not None and found.leased == leased
+
+    await until(is_so)
+
+
 async def test_a_zombie_subscription_is_renewed(broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amqp_consumer, "WATCH_SECONDS", 0.2)
     async with broker.consume({MAIL_INBOUND: 1}, concurrency=5) as consumer:
         await broker.publish([ticket("before")])
         await (await next_lease(consumer)).settle(Done())
         session = consumer._session
-        await session._channel.basic_cancel(session._tags[MAIL_INBOUND])  # behind the consumer's back
+        wire = session._wires[False]
+        await wire.channel.basic_cancel(wire.tags[MAIL_INBOUND])  # behind the consumer's back
         await broker.publish([ticket("after")])
         assert (await next_lease(consumer)).ticket.id == "after"
 

@@ -569,3 +569,40 @@ async def test_a_fault_of_ours_costs_no_serial_ticket_its_place(broker: SqliteBr
         await until(lambda: "second" in tried)
     assert tried == ["first", "first", "first", "second"]
     assert hands.suspects == []
+
+
+async def test_a_serial_ticket_waits_for_no_gate_as_nothing_is_sent_of_it(broker: SqliteBroker, hands: Hands) -> None:
+    seen: list[str] = []
+
+    async def handle(ticket: Ticket) -> Done:
+        seen.append(ticket.id)
+        return Done()
+
+    await broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id="1", body=b"")])
+    queues = {EMAIL_SEND_SERIAL: 1}
+    closed = asyncio.Event()
+    async with working(broker, hands, handle, queues=queues, handlers={EMAIL_SEND_SERIAL: handle}, gate=closed.wait):
+        await until(lambda: seen == ["1"])
+
+
+async def test_a_serial_ticket_is_suspected_later_since_a_suspect_loses_its_place(
+    real_broker: SqliteBroker, hands: Hands, tmp_path: Path
+) -> None:
+    async def handle(ticket: Ticket) -> Done:
+        return Done()
+
+    await real_broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id="1", body=b"")])
+    values: dict[str, Any] = {"queues": {EMAIL_SEND_SERIAL: 1}, "handlers": {EMAIL_SEND_SERIAL: handle}}
+    await dies_with(tmp_path, EMAIL_SEND_SERIAL, times=4)
+    async with working(real_broker, hands, handle, clock=utc_now, **values):
+        await until(lambda: is_empty(real_broker))
+    assert hands.suspects == []
+    await real_broker.publish([Ticket(queue=EMAIL_SEND_SERIAL, id="2", body=b"")])
+    await dies_with(tmp_path, EMAIL_SEND_SERIAL, times=5)
+    async with working(real_broker, hands, handle, clock=utc_now, **values):
+        await until(lambda: bool(hands.suspects))
+    assert hands.suspects == [(EMAIL_SEND_SERIAL, "2", 5)]
+
+
+async def is_empty(broker: SqliteBroker) -> bool:
+    return (await depth(broker, EMAIL_SEND_SERIAL)).ready + (await depth(broker, EMAIL_SEND_SERIAL)).leased == 0

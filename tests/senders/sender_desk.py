@@ -91,7 +91,12 @@ class Desk:
 
 
 def envelope(**values: Any) -> Envelope:
-    facts = {"mail_from": "ann@example.org", "client": STRANGER_HOST, "helo": "host.example.com", "door": "smtp"}
+    facts: dict[str, Any] = {
+        "mail_from": "ann@example.org",
+        "client": STRANGER_HOST,
+        "helo": "host.example.com",
+        "door": "smtp",
+    }
     return Envelope(
         mail_id=new_id(), rcpt_to=("photos@in.example.net",), received_at=datetime.now(UTC), **facts | values
     )

@@ -228,6 +228,13 @@ GOOD = (
 )
 
 
+HOP = "Received: from host.example.com by mx.example.net (Postfix); Fri, 27 Nov 2026 17:00:00 +0000"
+
+
+def results(text: str) -> str:
+    return f"Authentication-Results: {OURS}; {text}"
+
+
 def by_mta(*lines: str) -> bytes:
     return mail(more=lines)
 
@@ -247,16 +254,24 @@ def believing(desk: Desk) -> Any:
         [GOOD.replace("mx.example.net", "MX.Example.NET")],
         [f"Authentication-Results: {OURS} 1; dkim=pass header.d=example.org header.s=s1"],
         [f"Authentication-Results: {OURS}; spf=pass smtp.mailfrom=ann@example.org"],
+        [f"Authentication-Results: {OURS}; auth=pass (plain) smtp.auth=Ann@example.org smtp.mailfrom=ann@example.org"],
+        # Each filter of one server writes its own, above the Received or right below it.
+        [results("dmarc=pass header.from=example.org"), results("dkim=pass header.d=example.org"), HOP],
+        [results("spf=fail smtp.mailfrom=evil.example.com"), results("dkim=pass header.d=example.org"), HOP],
+        [results("spf=none"), "Received-SPF: none", "X-Spam: no", results("dkim=pass header.d=example.org"), HOP],
+        [HOP, results("dmarc=pass header.from=example.org"), results("dkim=pass header.d=example.org")],
     ],
 )
 async def test_our_mail_servers_word_makes_a_member(believing: Desk, lines: list[str]) -> None:
     asked = believing.dns.asked.total()
-    found = await believing.judge(by_mta(*lines), door="lmtp", client=STRANGER_HOST)
+    found = await believing.judge(by_mta(*lines), by_trusted_host=True, client=STRANGER_HOST)
     assert (found.verdict, found.source, found.author) == (Result.PASS, "mta", "ann@example.org"), found
     assert not any("_domainkey" in name for name, _ in list(believing.dns.asked)[asked:])
 
 
 FORGED = f"Authentication-Results: {OURS}; dmarc=pass header.from=example.org"
+OUR_DKIM = results("dkim=fail header.d=example.org")
+OUR_NO = results("dmarc=fail header.from=example.org")
 MTA_TRICKS: dict[str, dict[str, Any]] = {
     "a forged one below ours": {
         "lines": [f"Authentication-Results: {OURS}; dmarc=fail header.from=example.org", FORGED]
@@ -275,7 +290,37 @@ MTA_TRICKS: dict[str, dict[str, Any]] = {
     "dmarc twice": {"lines": [FORGED + "; dmarc=fail header.from=example.org"]},
     "not to be read": {"lines": [FORGED + "; ((((("]},
     "endless comments": {"lines": [f"Authentication-Results: {OURS}; {'(' * 3000}"]},
-    "at the world's door": {"lines": [GOOD], "door": "smtp"},
+    "at the world's door": {"lines": [GOOD], "by_trusted_host": False, "door": "smtp"},
+    "by LMTP from a stranger": {"lines": [GOOD], "by_trusted_host": False, "door": "lmtp"},
+    "a forged one beside ours, below the Received": {"lines": [HOP, OUR_DKIM, FORGED]},
+    "a forged one beside ours, and no Received": {"lines": [OUR_DKIM, FORGED]},
+    "a forged one behind our Received": {"lines": [OUR_DKIM, HOP, FORGED]},
+    "a forged one behind our Received and a hop of his own": {"lines": [OUR_DKIM, HOP, FORGED, HOP]},
+    "a forged one behind another server's, above the Received": {
+        "lines": [OUR_DKIM, "Authentication-Results: mx.other.net; spf=pass", FORGED, HOP]
+    },
+    "a forged login": {"lines": [HOP, OUR_DKIM, results("auth=pass smtp.auth=ann@example.org")]},
+    "somebody else's login": {"lines": [results(f"auth=pass smtp.auth=x@{EVIL}"), HOP]},
+    "a login that failed": {"lines": [results("auth=fail smtp.auth=ann@example.org"), HOP]},
+    "a login without an address": {"lines": [results("auth=pass smtp.auth=ann"), HOP]},
+    "two logins": {
+        "lines": [results(f"auth=pass smtp.auth=x@{EVIL}"), results("auth=pass smtp.auth=ann@example.org"), HOP]
+    },
+    "the login's MAIL FROM": {"lines": [results("auth=pass smtp.mailfrom=ann@example.org"), HOP]},
+    "two fields that contradict each other": {"lines": [OUR_NO, results("dmarc=pass header.from=example.org"), HOP]},
+    "SPF passes for two domains": {
+        "lines": [results("spf=pass smtp.mailfrom=example.org"), results(f"spf=pass smtp.mailfrom={EVIL}"), HOP]
+    },
+    "SPF passes and fails": {
+        "lines": [results("spf=pass smtp.mailfrom=example.org"), results("spf=fail smtp.mailfrom=example.org"), HOP]
+    },
+    "eleven fields": {"lines": [*[results("dkim=none")] * 10, results("dmarc=pass header.from=example.org"), HOP]},
+    "a field of ours that cannot be read": {
+        "lines": [results("((((("), results("dmarc=pass header.from=example.org"), HOP]
+    },
+    "a name with a comment before it": {
+        "lines": [f"Authentication-Results: (x) {OURS}; dmarc=pass header.from=example.org", HOP]
+    },
     "the sender's own words": {"lines": [GOOD], "mail_from": f'"a; dmarc=pass header.from=example.org "@{EVIL}'},
     "the client's own words": {"lines": [GOOD], "helo": "x; dmarc=pass"},
     "nothing found": {"lines": [f"Authentication-Results: {OURS}; none"]},
@@ -288,13 +333,37 @@ MTA_TRICKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("values", MTA_TRICKS.values(), ids=MTA_TRICKS.keys())
 async def test_no_other_word_does(believing: Desk, values: dict[str, Any]) -> None:
     lines = values["lines"]
-    facts = {"door": "lmtp"} | {key: value for key, value in values.items() if key != "lines"}
+    facts = {"door": "lmtp", "by_trusted_host": True} | {key: value for key, value in values.items() if key != "lines"}
     assert not await is_member(believing, by_mta(*lines), **facts)
 
 
 async def test_two_from_fields_are_none_whatever_our_mail_server_says(believing: Desk) -> None:
     octets = raw(GOOD, FROM_ANN, f"From: x@{EVIL}")
-    assert not await is_member(believing, octets, door="lmtp")
+    assert not await is_member(believing, octets, by_trusted_host=True)
+
+
+async def test_what_our_mail_server_leaves_out_is_looked_up(believing: Desk) -> None:
+    """It checks SPF alone, say, or wrote two fields where one counts: a sound signature proves itself."""
+    octets = signed(mail(more=[HOP, results(f"spf=pass smtp.mailfrom={EVIL}")]))
+    found = await believing.judge(octets, by_trusted_host=True, mail_from=f"x@{EVIL}")
+    assert (found.verdict, found.source, found.aligned_by) == (Result.PASS, "both", "dkim")
+    assert (found.spf.result, found.spf.domain) == (Result.PASS, EVIL)
+    told = await believing.judge(with_line(octets, OUR_NO), by_trusted_host=True)
+    assert (told.verdict, told.source) == (Result.FAIL, "mta")
+
+
+async def test_a_login_at_our_mail_server_is_told_where_it_is_the_senders_own(believing: Desk) -> None:
+    octets = by_mta(results("auth=pass smtp.auth=ann@example.org"), HOP)
+    found = await believing.judge(octets, by_trusted_host=True)
+    assert (found.is_proven, found.aligned_by, found.login) == (True, "login", "ann@example.org")
+    assert found.verifies("Ann@example.org")
+    assert not found.verifies("victim@example.net")
+    other = await believing.judge(octets.replace(b"From: Ann <ann@", b"From: Bob <bob@"), by_trusted_host=True)
+    assert (other.is_proven, other.verifies("ann@example.org"), other.verifies("bob@example.org")) == (
+        False,
+        True,
+        False,
+    )
 
 
 @pytest.mark.parametrize(("value", "is_junk"), [("YES", True), ("Yes, score=12", True), ("NO", False), ("nope", False)])

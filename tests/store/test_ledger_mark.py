@@ -22,10 +22,12 @@ from gateway.store.ledger_mark import (
     WENT_BACK,
     LedgerMark,
     Position,
+    begin_anew,
     held_back,
     hold_what_is_open,
+    note_last_dot,
+    older_position,
     position_of,
-    went_back,
 )
 
 ANN = "ann@example.org"
@@ -95,7 +97,7 @@ async def test_what_was_open_in_the_backup_is_held_and_nothing_is_sent_again_una
     database: Database, restored, ledger_on, mark: LedgerMark, clock
 ) -> None:
     ledger = ledger_on(database)
-    assert not await went_back(database, mark)
+    assert await older_position(database, mark) is None
     done, pending, delayed, on_its_way, after_dot = [await accept(ledger) for _ in range(5)]
     await send(ledger, done)
     failed = await claim(ledger, delayed)
@@ -110,10 +112,11 @@ async def test_what_was_open_in_the_backup_is_held_and_nothing_is_sent_again_una
     url = await restored(database, a_day)
     again = await open_database(url)
     ledger = ledger_on(again)
-    assert await went_back(again, mark)
+    older = await older_position(again, mark)
+    assert older == await position_of(again)
     assert await hold_what_is_open(again, ledger, now=clock()) == 4
-    mark.follow(await position_of(again), went_back=True)
-    assert not await went_back(again, mark)
+    await begin_anew(again, mark, older.epoch)
+    assert await older_position(again, mark) is None
 
     clock.advance(3600)
     await ledger.sweep_expired()
@@ -141,12 +144,45 @@ async def test_a_ledger_that_went_on_and_another_ledger_are_not_taken_for_an_old
     database: Database, ledger_on, mark: LedgerMark
 ) -> None:
     ledger = ledger_on(database)
-    assert not await went_back(database, mark)
+    assert await older_position(database, mark) is None
     for _ in range(3):
         await send(ledger, await accept(ledger))
-    assert not await went_back(database, mark)
+    assert await older_position(database, mark) is None
     mark.follow(Position(epoch="another", number=10**9), went_back=False)
-    assert not await went_back(database, mark)
+    assert await older_position(database, mark) is None
+
+
+async def test_the_host_that_starts_first_finds_out_and_the_others_leave_alone_what_came_since(
+    database: Database, restored, blobs, clock, tmp_path: Path
+) -> None:
+    marks = [LedgerMark(tmp_path / name) for name in ("here.mark", "there.mark")]
+    ledgers = [DatabaseLedger(database, blobs, clock=clock, hostname="mx.test", mark=mark) for mark in marks]
+    for mark in marks:
+        assert await older_position(database, mark) is None
+    sent_elsewhere = await accept(ledgers[0])
+
+    async def the_other_host_sends() -> None:
+        await send(ledgers[1], sent_elsewhere)
+        await note_last_dot(database, marks[0])
+        await send(ledgers[1], await accept(ledgers[1]))  # and a moment later another one
+
+    again = await open_database(await restored(database, the_other_host_sends))
+    ledger = DatabaseLedger(again, blobs, clock=clock, hostname="mx.test", mark=marks[0])
+    here, there = LedgerMark(tmp_path / "here.mark"), LedgerMark(tmp_path / "there.mark")
+    older = await older_position(again, here)
+    assert older is not None
+    assert await hold_what_is_open(again, ledger, now=clock()) == 1
+    await begin_anew(again, here, older.epoch)
+    accepted_since = await accept(ledger)
+    await begin_anew(again, LedgerMark(tmp_path / "here.mark"), older.epoch)  # a second process that came later to it
+    assert await older_position(again, here) is None
+    assert await older_position(again, there) is None
+    assert (here.read() or older).epoch == (await position_of(again)).epoch == (there.read() or older).epoch
+    await note_last_dot(again, marks[0])  # of a process that was at the old epoch still
+    assert marks[0].epoch == (await position_of(again)).epoch
+    [row] = await ledger.recipients(accepted_since)
+    assert row.disposition == "pending"
+    await again.close()
 
 
 async def test_a_mark_is_never_lowered_by_a_process_that_is_behind(mark: LedgerMark) -> None:

@@ -268,3 +268,21 @@ async def test_of_several_hosts_the_one_that_writes_is_used(postgres_url: str) -
     database = await open_database(parts._replace(netloc=f"postgres@127.0.0.1:1,127.0.0.1:{parts.port}").geturl())
     await database.write(put("a"))
     await database.close()
+
+
+async def test_connections_that_may_only_read_are_left_for_new_ones(postgres_url: str, postgres_server) -> None:
+    """A failover behind one address: whoever reconnected too early sits at the old server, which is a standby now."""
+    alter = f"ALTER DATABASE {urlsplit(postgres_url).path[1:]}"
+    postgres_server.run(f"{alter} SET default_transaction_read_only = on")
+    try:
+        standby = PostgresDatabase(parse_postgresql_url(postgres_url))
+        await standby.open()
+        await asyncio.gather(*(standby.read(lasting(0.05)) for _ in range(4)))
+        with pytest.raises(StoreUnavailable, match="read-only"):
+            await standby.write(put("a"))
+        await asyncio.gather(*(standby.read(lasting(0.05)) for _ in range(4)))
+    finally:
+        postgres_server.run(f"{alter} RESET default_transaction_read_only")
+    await standby.write(put("b"))
+    assert await standby.read(keys) == {"b"}
+    await standby.close()

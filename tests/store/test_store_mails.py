@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
 from gateway.mail.ids import new_id
 from gateway.mail.loop_guard import Telling
+from gateway.mail.threads import ThreadClues
 from gateway.reply import Reply
 from gateway.store import schema
 from gateway.store.blobs import FileBlobStore
@@ -283,3 +287,32 @@ async def test_killed_here_and_run_again_the_post_is_there_once(
     told = await events(database)
     assert [event["type"] for event in told] == ["mail.received", "mail.delivered", "post.created"]
     await database.close()
+
+
+@pytest.mark.parametrize("key", ["message_id", "subject_key", "author_key"])
+async def test_words_too_long_for_an_index_still_make_a_post_and_lead_to_its_thread(
+    mails: Mails, clock, key: str
+) -> None:
+    # Of random letters: PostgreSQL squeezes what repeats itself into an index.
+    endless = base64.b64encode(random.Random(1).randbytes(40_000)).decode()
+    clues = {"message_id": "first@example.org", "subject_key": "hello", "author_key": "ann@example.org"} | {
+        key: endless
+    }
+    first, second = envelope(clock), envelope(clock)
+    post = new_post(clock, address="support@localhost", thread=ThreadClues(**clues))
+    answer = ThreadClues(references=(clues["message_id"],)) if key == "message_id" else ThreadClues(**clues)
+    threads = []
+    for arrived, made in ((first, post), (second, replace(post, thread=answer))):
+        await receive(mails, arrived, octets=arrived.mail_id.encode())
+        delivered = await mails.record_delivered(arrived.mail_id, "posts@localhost", "support", made)
+        threads.append((await mails.post(delivered.post_id or "") or {})["thread_id"])
+    assert threads[0] == threads[1]
+
+
+async def test_names_to_hold_may_have_letters_no_database_takes(mails: Mails, clock) -> None:
+    arrived = envelope(clock)
+    await receive(mails, arrived)
+    thread = ThreadClues(message_id="\0", subject_key="a\0\ud800", author_key="\ud800")
+    made = new_post(clock, address="support@localhost", thread=thread)
+    delivered = await mails.record_delivered(arrived.mail_id, "posts@localhost", "support", made)
+    assert delivered.disposition is Disposition.DELIVERED

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from gateway.inbound.authenticate.dmarc import Identifier, PublicSuffixes, judge
 from gateway.inbound.authenticate.header import Header, Unreadable, read_header
-from gateway.inbound.authenticate.own_mta import DOORS, junk_verdict, read_results, topmost_results
+from gateway.inbound.authenticate.own_mta import junk_verdict, own_results, read_results
 from gateway.inbound.authenticate.resolver import Budget, Resolver
 from gateway.inbound.authenticate.result import Authentication, Result
 from gateway.inbound.authenticate.signatures import check_signatures
@@ -46,42 +46,58 @@ class Authenticator:
     async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
         author, doubt = _author(header)
         budget = Budget(self._resolver)
-        found = self._told_by_mta(envelope, header)
-        if found is None:
-            found = await self._looked_up(envelope, octets, header, budget, author)
+        if not doubt and envelope.author_by_login and envelope.author_by_login == author:
+            return _by_login(author)
+        told = self._told_by_mta(envelope, header)
+        found = told or await self._looked_up(envelope, octets, header, budget, author)
         if doubt:
             return replace(found, verdict=Result.FAIL, reason=doubt)
         await asyncio.to_thread(self._suffixes.warm)
-        return await self._verdict(found, author, budget)
+        judged = await self._verdict(envelope, found, author, budget)
+        if told is None or judged.is_proven or _has_judged(told):
+            return judged
+        filled = _filled(told, await self._looked_up(envelope, octets, header, budget, author))
+        return await self._verdict(envelope, filled, author, budget)
 
     def _told_by_mta(self, envelope: Envelope, header: Header) -> Authentication | None:
-        if not self._trusted.authserv_id or envelope.door not in DOORS:
+        if not self._trusted.authserv_id or not envelope.by_trusted_host:
             return None
-        field = topmost_results(header, self._trusted.authserv_id)
-        return None if field is None else read_results(field, envelope)
+        fields = own_results(header, self._trusted.authserv_id)
+        return read_results(fields, envelope) if fields else None
 
     async def _looked_up(
         self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str
     ) -> Authentication:
+        """After a login the host says nothing of who wrote: it is somebody's own machine, and he has said who he is."""
+        signatures = check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author))
+        if envelope.auth:
+            dkim, arc = await signatures
+            return Authentication(source="own", dkim=dkim, arc=arc)
         client, helo = envelope.client, envelope.helo
         spf, helo_check, (dkim, arc) = await asyncio.gather(
             check_mail_from(client, envelope.mail_from, helo, budget.ask),
             check_helo(client, helo, budget.ask),
-            check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author)),
+            signatures,
         )
         return Authentication(source="own", spf=spf, helo=helo_check, dkim=dkim, arc=arc)
 
-    async def _verdict(self, found: Authentication, author: str, budget: Budget) -> Authentication:
+    async def _verdict(self, envelope: Envelope, found: Authentication, author: str, budget: Budget) -> Authentication:
         """SPF of HELO is left out: it says who runs the host, not who wrote the mail."""
         domain = _domain(author)
         found = replace(found, author=author)
-        if found.dmarc.result is not Result.NONE:
+        if found.login == author:
+            return replace(found, verdict=Result.PASS, reason="", aligned_domain=domain, aligned_by="login")
+        if _has_judged(found):
             return _by_word_of_mta(found, domain)
         identifiers = [Identifier(item.domain, "dkim", item.result) for item in found.dkim if item.domain]
         identifiers += [Identifier(found.spf.domain, "spf", found.spf.result)] if found.spf.domain else []
         if not any(item.result in (Result.PASS, Result.TEMPERROR) for item in identifiers):
             # Whatever the domain says of itself cannot change that, so that it is not asked.
             reason = f"neither a signature nor the sending host vouches for {domain}"
+            if envelope.auth:
+                reason = (
+                    f"{envelope.auth} has logged in, which is not the author, and no signature vouches for {domain}"
+                )
             return replace(found, verdict=Result.FAIL, reason=reason)
         judged = await judge(domain, identifiers, budget.ask, self._suffixes)
         return replace(
@@ -92,6 +108,29 @@ class Authenticator:
             aligned_by=judged.aligned_by,
             dmarc=judged.dmarc,
         )
+
+
+def _by_login(author: str) -> Authentication:
+    return Authentication(
+        verdict=Result.PASS,
+        reason="",
+        author=author,
+        aligned_domain=_domain(author),
+        aligned_by="login",
+        source="login",
+    )
+
+
+def _has_judged(found: Authentication) -> bool:
+    """Whether our mail server has come to a verdict of its own; then nothing it left out would change that."""
+    return found.dmarc.result not in (Result.NONE, Result.TEMPERROR)
+
+
+def _filled(told: Authentication, own: Authentication) -> Authentication:
+    """What our mail server did not say, looked up by us."""
+    spf = own.spf if told.spf.result is Result.NONE else told.spf
+    helo = own.helo if told.helo.result is Result.NONE else told.helo
+    return replace(told, source="both", spf=spf, helo=helo, dkim=told.dkim or own.dkim, arc=own.arc)
 
 
 def _by_word_of_mta(found: Authentication, domain: str) -> Authentication:

@@ -71,7 +71,10 @@ class DmarcCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """All of it; `source` is `own` (looked up by us) or `mta` (told by our own mail server)."""
+    """All of it; `source` is `own` (looked up by us), `mta` (told by our own mail server) or `both` (it left something out).
+
+    `login` is the address of the person who logged in at our mail server to send this, '' where it names nobody.
+    """
 
     verdict: Result = Result.NONE
     reason: str = "not judged"
@@ -85,6 +88,7 @@ class Authentication:
     arc: ArcCheck = ArcCheck()
     dmarc: DmarcCheck = DmarcCheck()
     junk: str = ""
+    login: str = ""
 
     @property
     def is_proven(self) -> bool:
@@ -92,13 +96,14 @@ class Authentication:
         return self.verdict is Result.PASS and bool(self.author)
 
     def verifies(self, mail_from: str) -> bool:
-        """Whether a notice to the envelope's sender reaches who wrote the mail: its domain vouches, and it is the author's
-        own address, or one that the sending host may speak for.
+        """Whether a notice to the envelope's sender reaches who wrote the mail: he logged in with this address, or the
+        author's domain vouches, and it is the author's own address or one that the sending host may speak for.
         """
-        return (
-            self.is_proven
-            and bool(mail_from)
-            and (person_key(mail_from) == self.author or (self.aligned_by == "spf" and self.spf.result is Result.PASS))
+        return bool(mail_from) and (person_key(mail_from) == self.login or self._vouches_for(mail_from))
+
+    def _vouches_for(self, mail_from: str) -> bool:
+        return self.is_proven and (
+            person_key(mail_from) == self.author or (self.aligned_by == "spf" and self.spf.result is Result.PASS)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -117,6 +122,7 @@ class Authentication:
             dkim=tuple(SignatureCheck(**_with_result(item)) for item in values["dkim"]),
             arc=ArcCheck(**_with_result(values["arc"]) | {"sealers": tuple(values["arc"]["sealers"])}),
             dmarc=DmarcCheck(**_with_result(values["dmarc"])),
+            login=values.get("login", ""),  # versions before it wrote none
             **plain,
         )
 

@@ -24,6 +24,7 @@ from gateway.mail.addresses import domain_to_ascii
 from gateway.mail.parse import Cage
 
 MAX_SIGNATURES = 5
+MAX_TOLD = 20
 MAX_INSTANCES = 10
 _MAX_VALUE = 8 * 1024
 _MAX_SIGNED_FIELDS = 200
@@ -60,7 +61,7 @@ async def check_signatures(
     by_index = {claim.index: check for claim, check in zip(chosen, verified[0], strict=True)}
     late = "not looked at: the mail has too many signatures"
     told = [by_index.get(index) or _unverified(item, late) for index, item in enumerate(found)]
-    return tuple(told[: MAX_SIGNATURES * 4]), verified[1]
+    return tuple(told[:MAX_TOLD]), verified[1]
 
 
 def _unverified(item: _Claim | SignatureCheck, reason: str) -> SignatureCheck:

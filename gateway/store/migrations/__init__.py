@@ -20,7 +20,7 @@ from gateway.store.locks import hold_name
 if TYPE_CHECKING:
     from gateway.store.database import Database
 
-KNOWN_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+KNOWN_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0010")
 HEAD = KNOWN_VERSIONS[-1]
 
 _stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))

@@ -144,6 +144,7 @@ class MailStory(BaseModel):
     helo: str
     tls: str
     auth: str
+    by_trusted_host: bool = Field(False, description="a mail server of ours handed it over")
     size: int
     sha256: str
     subject: str

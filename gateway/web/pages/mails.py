@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from gateway.inbound.authenticate.words import words_of
 from gateway.inbound.replay import WAITS_FOR_A_PERSON
 from gateway.mail.disposition import Disposition
 from gateway.store.lists import Listing, Page
@@ -42,6 +43,7 @@ def add_routes(router: APIRouter, desk: Desk) -> None:
         values = {
             "mail": found | {"recipients": [_BLANK | row for row in found["recipients"]]},
             "steps": steps("mail", found["timeline"]),
+            "sender": words_of(found["authentication"]),
             "base": f"/mails/{mail_id}",
             "tab": "story",
             "has_contents": True,

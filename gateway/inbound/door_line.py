@@ -1,0 +1,219 @@
+"""The line of a session: who came, how long they may be silent, how replies are written, and when patience ends.
+
+The lowest of three layers: `door_line` (connection and replies), `door_data` (DATA), `door_session` (the commands).
+Promises: a reply has its enhanced status and nothing unprintable; a fault of ours is 451 without its text; who is silent,
+reads nothing or makes too many errors is let go; what a refusal said is in the log once.
+Limits: no PROXY yet: the client is whoever opened the connection.  Home of aiosmtpd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import ipaddress
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aiosmtpd.smtp import SMTP
+
+from gateway.inbound.door_checks import DoorChecks
+from gateway.reply import Reply
+
+if TYPE_CHECKING:
+    from gateway.inbound.door import Door
+
+TRY_LATER = Reply(code=451, enhanced_status="4.3.0", text="a fault of ours, the mail is not kept; try again later")
+BUFFER_BYTES = 64 * 1024
+COMMAND_BYTES = 2_048
+_REPLY_LINE = re.compile(r"^(\d{3}) (?:(\d\.\d{1,3}\.\d{1,3}) )?(.*)$", re.DOTALL)
+# The enhanced statuses of the replies that aiosmtpd words itself.
+_ENHANCED = {
+    "221": "2.0.0",
+    "250": "2.0.0",
+    "451": "4.3.0",
+    "500": "5.5.2",
+    "501": "5.5.4",
+    "502": "5.5.1",
+    "503": "5.5.1",
+    "552": "5.3.4",
+    "553": "5.1.3",
+    "554": "5.5.0",
+    "555": "5.5.4",
+}
+
+_SENDER_STATUS = "5.1.7"  # aiosmtpd calls a sender it cannot read a bad destination
+
+logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's own words; ours are in the mail log
+
+
+class DoorLine(SMTP):
+    """One connection; `ident` stands in its greeting, `replies_each` asks for one reply to the data for each recipient.
+
+    `tls` says how it is secured and `auth` who has logged in, '' where it is not or nobody has.
+    """
+
+    ident: ClassVar[str]
+    replies_each: ClassVar[bool] = False
+
+    command_size_limit = COMMAND_BYTES
+    line_length_limit = BUFFER_BYTES  # of aiosmtpd's reader, which sees commands only
+    session: Any
+    envelope: Any
+    transport: Any
+    _reader: Any
+    _writer: Any
+    _wire: Any  # what carries the octets: under TLS no longer `transport`
+
+    def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+        self.gone = asyncio.Event()
+        self.client = self.client_group = ""
+        self.tls = self.auth = ""
+        self._door = door
+        self._limits = door.limits
+        self._command = ("CONNECT", "")
+        self._errors = 0
+        self._junk_commands = 0
+        self._unsent = bytearray()
+        self.command_size_limits = collections.defaultdict(lambda: COMMAND_BYTES)
+        super().__init__(
+            DoorChecks(door),
+            data_size_limit=door.limits.mail_bytes,
+            enable_SMTPUTF8=True,
+            hostname=door.hostname,
+            ident=self.ident,
+            timeout=door.limits.idle_seconds,
+            loop=loop,
+        )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = transport
+        peer = transport.get_extra_info("peername")
+        self.client = str(peer[0]) if isinstance(peer, tuple) else "local"
+        self.client_group = _group(self.client) if isinstance(peer, tuple) else ""
+        self._turned_away = self._door.admit(self)
+        super().connection_made(transport)
+
+    @property
+    def is_trusted_host(self) -> bool:
+        """Whether a mail server of ours speaks: one of `trusted_hosts`, or who may open the UNIX socket; not who is a
+        client on whose behalf it speaks.
+        """
+        return not self.client_group or self.client in self._door.trusted_hosts
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.gone.is_set():
+            return
+        self._door.dismiss(self)
+        self.gone.set()
+        super().connection_lost(error)
+
+    def retire(self) -> None:
+        """Ends the session."""
+        self._hang_up(f"421 4.3.2 {self.hostname} is closing, try again later")
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def _handle_client(self) -> None:
+        if self._turned_away is not None:
+            await self.push(str(self._turned_away))
+            self._close()
+            return
+        await super()._handle_client()
+
+    def _timeout_cb(self) -> None:
+        """Ends who is silent."""
+        if self.transport is not None and self.transport.is_closing():
+            self.abort()  # closed long ago, but a client that reads nothing would keep its place for ever
+            return
+        self._hang_up(f"421 4.4.2 {self.hostname} timeout, closing")
+
+    def _hang_up(self, line: str) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        with suppress(ConnectionError, RuntimeError, AttributeError):
+            self._unsent += line.encode() + b"\r\n"
+            self._send()
+        self._close()
+
+    def _close(self) -> None:
+        """Closes as soon as the client has taken what was written."""
+        if self.transport is not None:
+            self.transport.close()
+            self._reset_timeout(self._limits.linger_seconds)
+
+    # Replies.
+
+    async def push(self, status: Any, times: int = 1) -> None:
+        """Sends a reply with its enhanced status and without anything unprintable; counts and logs a refusal once."""
+        line = status if isinstance(status, str) else bytes(status).decode("utf-8", "replace")
+        match = _REPLY_LINE.match(line)
+        code, enhanced, text = match.groups() if match else ("451", "4.3.0", "try again later")
+        if code == "553" and self._command[0] == "MAIL":
+            enhanced = _SENDER_STATUS
+        reply = (
+            Reply.from_peer(int(code), f"{enhanced or _ENHANCED.get(code, '')} {text}") if code[0] in "245" else None
+        )
+        await self._say([str(reply) if reply else f"{code} {text}"] * times)
+        if reply is not None and not reply.is_positive:
+            verb, address = self._command
+            self._door.log.refused(door=self._door.name, client=self.client, verb=verb, reply=reply, address=address)
+            self.count_error(reply)
+
+    async def _say(self, lines: Sequence[str]) -> None:
+        """Writes reply lines; while further commands wait, the 250s to pipelined ones go out together (RFC 2920)."""
+        self._unsent += "".join(f"{line}\r\n" for line in lines).encode()
+        is_waited_for = b"\n" not in self._reader._buffer or not lines[-1].startswith("250")
+        if is_waited_for or len(self._unsent) > BUFFER_BYTES:
+            self._send()
+            await self._writer.drain()
+        await asyncio.sleep(0)  # neither reading what is there already nor a drain gives others their turn
+
+    def _send(self) -> None:
+        self._writer.write(bytes(self._unsent))
+        self._unsent.clear()
+
+    def count_error(self, reply: Reply) -> None:
+        """What is refused for good is the client's error; "try again later" is not, however often it is said."""
+        self._errors += reply.is_permanent
+        if self._errors > self._limits.hard_errors:
+            self._hang_up("421 4.7.0 too many errors, closing")
+
+    async def handle_exception(self, error: Exception) -> str:
+        """A fault of ours is 451 and says nothing of itself to the client."""
+        # Broad: aiosmtpd tells the client the text of what is raised here, as a 500.
+        with suppress(Exception):
+            self._door.log.door_fault(door=self._door.name, client=self.client, error=error)
+        return str(TRY_LATER)
+
+    def count_junk(self) -> bool:
+        """Counts a command that brings no mail nearer; True when there were too many since the last mail."""
+        self._junk_commands += 1
+        if self._junk_commands > self._limits.junk_commands:
+            self._hang_up("421 4.7.0 too many commands without a mail, closing")
+        return self._junk_commands > self._limits.junk_commands
+
+    def forgive(self) -> None:
+        """A mail was kept: what went before it is forgotten."""
+        self._errors = self._junk_commands = 0
+
+    def note_command(self, verb: str, arg: str | None = "") -> None:
+        """Remembers what the next reply is about, for the log."""
+        self._command = (verb, (arg or "")[:300])
+
+
+def _group(client: str) -> str:
+    """Whom a connection counts for: an IPv4 address, or an IPv6 network of 64 bits (one host owns it all)."""
+    try:
+        address = ipaddress.ip_address(client.partition("%")[0])
+    except ValueError:
+        return client
+    if address.version == 4:
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
