@@ -34,7 +34,9 @@ from gateway.queue.shares import Shares
 from gateway.queue.sqlite_tables import Claim, Row, micros
 from gateway.queue.ticket import Ticket, routed
 from gateway.runtime import Clock, failpoint, utc_now
-from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile, make_folder_beside, open_beside
+from gateway.sqlite_bells import Bell
+from gateway.sqlite_file import PATIENCE_SECONDS, Connection, SqliteFile
+from gateway.sqlite_turn import make_folder_beside, open_beside
 
 T = TypeVar("T")
 
