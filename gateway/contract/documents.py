@@ -13,13 +13,17 @@ from gateway.contract.control import ControlEmail
 from gateway.contract.email_send import SendEmail
 from gateway.contract.events import CONTENT_TYPE, CloudEvent, EventType
 from gateway.contract.post_create import CreatePost
+from gateway.contract.request import RequestAnswer
 
 COMMANDS: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
     "email.send": (SendEmail, ("email.send", "email.send.urgent", "email.send.bulk", "email.send.serial")),
     "email.control": (ControlEmail, ("email.control",)),
     "post.create": (CreatePost, ("post.create",)),
 }
-MODELS: dict[str, type[BaseModel]] = {name: model for name, (model, _) in COMMANDS.items()} | {"event": CloudEvent}
+MODELS: dict[str, type[BaseModel]] = {name: model for name, (model, _) in COMMANDS.items()} | {
+    "answer": RequestAnswer,
+    "event": CloudEvent,
+}
 _EVENTS: tuple[str, ...] = get_args(EventType)
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/components/schemas/{model}"
@@ -41,14 +45,20 @@ def schemas(*models: type[BaseModel]) -> dict[str, Any]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """AsyncAPI 3: the commands that apps publish and the events that they hear."""
+    """AsyncAPI 3: the commands that apps publish, the answers they get, and the events that they hear."""
     channels = {name: _command_channel(name, COMMANDS[name][1]) for name in COMMANDS}
+    channels["answers"] = {
+        "address": None,
+        "description": "the queue that reply_to of a command names: amq.rabbitmq.reply-to, amq.gen-* or reply.*",
+        "messages": {"answer": {"$ref": "#/components/messages/answer"}},
+    }
     channels["events"] = {
         "address": "gateway.events",
         "description": "topic exchange; the routing key is the event's type",
         "messages": {kind: {"$ref": f"#/components/messages/{kind}"} for kind in _EVENTS},
     }
     messages = {name: _message(model, "application/json") for name, (model, _) in COMMANDS.items()}
+    messages |= {"answer": _message(RequestAnswer, "application/json")}
     messages |= {kind: _message(CloudEvent, CONTENT_TYPE) | {"name": kind} for kind in _EVENTS}
     return {
         "asyncapi": "3.0.0",
@@ -69,7 +79,15 @@ def _command_channel(name: str, keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _operations() -> dict[str, Any]:
     receive = {
-        name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}, "summary": f"an app asks for {name}"}
+        name: {
+            "action": "receive",
+            "channel": {"$ref": f"#/channels/{name}"},
+            "summary": f"an app asks for {name}",
+            "reply": {
+                "address": {"location": "$message.header#/reply_to"},
+                "channel": {"$ref": "#/channels/answers"},
+            },
+        }
         for name in COMMANDS
     }
     tell = {"action": "send", "channel": {"$ref": "#/channels/events"}, "summary": "what became of it is told"}

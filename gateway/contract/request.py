@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway.contract.email_send import refuse_too_large
 from gateway.contract.versions import refuse_newer
@@ -17,6 +17,17 @@ from gateway.errors import InvalidRequest, Problem
 from gateway.mail.ids import canonical_uuid
 
 M = TypeVar("M", bound=BaseModel)
+Status = Literal["accepted", "rejected", "conflict"]
+
+
+class RequestAnswer(BaseModel):
+    """What whoever asked gets at the address in `reply_to`; `conflict`: the id is taken by other content."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    status: Status
+    errors: tuple[str, ...]
 
 
 def parse(model: type[M], body: bytes | Mapping[str, Any]) -> M:
@@ -56,9 +67,10 @@ def claimed_id(body: bytes, otherwise: str) -> str:
         return otherwise
 
 
-def answer_json(request_id: str, status: str, problems: Sequence[Problem] = ()) -> bytes:
-    """The answer to whoever asked: `{"id", "status": "accepted" | "rejected" | "conflict", "errors": [...]}`."""
-    return json.dumps({"id": request_id, "status": status, "errors": [str(problem) for problem in problems]}).encode()
+def answer_json(request_id: str, status: Status, problems: Sequence[Problem] = ()) -> bytes:
+    """The answer to whoever asked, as JSON."""
+    answer = RequestAnswer(id=request_id, status=status, errors=tuple(map(str, problems)))
+    return answer.model_dump_json().encode()
 
 
 def _path(loc: tuple[str | int, ...]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.contract.email_send import Attachment
 from gateway.contract.post_create import VERSION, CreatePost, parse_create_post
-from gateway.contract.request import answer_json, claimed_id, with_id
+from gateway.contract.request import Status, answer_json, claimed_id, with_id
 from gateway.errors import InvalidRequest, OverBudget, PermanentFailure, Problem
 from gateway.inbound.attachments import TypedAttachment, typed
 from gateway.inbound.ingest import new_attachment
@@ -109,7 +109,7 @@ class PostDesk:
             raise InvalidRequest([Problem(path, f"{item.blob} is not in the store")])
         return await self._blobs.get(item.blob)
 
-    async def _refuse(self, ticket: Ticket, status: str, problems: Sequence[Problem]) -> Done:
+    async def _refuse(self, ticket: Ticket, status: Status, problems: Sequence[Problem]) -> Done:
         text, post_id = "; ".join(map(str, problems)), claimed_id(ticket.body, ticket.id)
         self._log.post_rejected(post_id, problems=text)
         await self._mails.record_post_rejected(post_id, app=ticket.app, problems=problems)
@@ -118,7 +118,7 @@ class PostDesk:
         await self._respond(ticket, post_id, status, problems)
         return Done()
 
-    async def _respond(self, ticket: Ticket, post_id: str, status: str, problems: Sequence[Problem]) -> None:
+    async def _respond(self, ticket: Ticket, post_id: str, status: Status, problems: Sequence[Problem]) -> None:
         if ticket.reply_to:
             await self._answer(ticket, answer_json(post_id, status, problems))
 

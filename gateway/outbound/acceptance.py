@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from gateway.contract.email_send import VERSION, SendEmail, parse_send_email, refuse_too_large
-from gateway.contract.request import answer_json, claimed_id
+from gateway.contract.request import Status, answer_json, claimed_id
 from gateway.contract.versions import refuse_newer
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import parse_address, wire_mailbox
@@ -108,7 +108,7 @@ class AcceptanceDesk:
         self._log.email_rejected(request_id, problems="; ".join(map(str, problems)))
         await self._respond(ticket, request_id, "rejected", problems)
 
-    async def _respond(self, ticket: Ticket, email_id: str, status: str, problems: Sequence[Problem]) -> None:
+    async def _respond(self, ticket: Ticket, email_id: str, status: Status, problems: Sequence[Problem]) -> None:
         if ticket.reply_to:
             await self._answer(ticket, answer_json(email_id, status, problems))
 

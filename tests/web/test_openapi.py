@@ -105,6 +105,10 @@ def test_the_json_schema_of_each_contract_takes_what_the_contract_takes(name: st
         "email.send": ({"template": "welcome", "to": ["ann@example.org"]}, {"to": "x"}),
         "email.control": ({"action": "cancel", "email_id": "x"}, {"action": "stop", "email_id": "x"}),
         "post.create": ({"author": "Ann", "title": "Hello"}, {"author": "Ann", "colour": "red"}),
+        "answer": (
+            {"id": "1", "status": "rejected", "errors": ["to: no"]},
+            {"id": "1", "status": "maybe", "errors": []},
+        ),
         "event": (
             {"id": "1", "source": "//x/gateway", "type": "post.created", "subject": "s", "time": "2026-01-01T00:00:00Z"}
             | {"sequence": "0" * 20},
