@@ -1,4 +1,8 @@
-"""A wire between the gateway and a server that can be cut at a chosen word: before the server hears it, or before its answer."""
+"""A wire between the gateway and a server, which can be cut and can be slow.
+
+It is cut at a chosen word: before the server hears it, or before its answer.  While `delay_seconds` is set, each piece said to
+the server reaches it so much later.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ class CutWire:
         self._word: bytes | None = None
         self._is_heard = False
         self.cuts = 0
+        self.delay_seconds = 0.0
         self.port = 0
 
     def cut_at(self, word: bytes, *, heard: bool) -> None:
@@ -31,7 +36,11 @@ class CutWire:
             server.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        except OSError:  # nobody is there: so it is at this end
+            writer.close()
+            return
         answers = asyncio.create_task(_pass_on(far_reader, writer))
         try:
             while octets := await reader.read(65536):
@@ -45,6 +54,8 @@ class CutWire:
                         far_writer.write(octets)
                         await far_reader.read(1)
                     return
+                if self.delay_seconds:
+                    await asyncio.sleep(self.delay_seconds)
                 far_writer.write(octets)
         except ConnectionError:
             pass

@@ -111,6 +111,17 @@ class Place:
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
+    @asynccontextmanager
+    async def another(self, *services: str) -> AsyncIterator[None]:
+        """One more process of the same house, with these services."""
+        beside = House(self.house.folder, self.house.relay_url, more=self.house.more)
+        beside.start("", *services)
+        try:
+            yield
+            assert await asyncio.to_thread(beside.stop) == 0, beside.log()[-4000:]
+        finally:
+            _end(beside)
+
     # waiting
 
     async def until(self, look: Callable[[], Awaitable[T]], *, seconds: float = SETTLE_SECONDS) -> T:
@@ -158,18 +169,27 @@ def a_mail(subject: str, *, to: str = "posts@localhost", files: Sequence[tuple[s
 
 
 @asynccontextmanager
-async def opened(house: House, relay: ScriptedRelay, queue_url: str) -> AsyncIterator[Place]:
+async def opened(house: House, relay: ScriptedRelay, queue_url: str, *services: str) -> AsyncIterator[Place]:
     """Starts the house, waits until it serves, subscribes; ends it by SIGTERM when all went well, else by force."""
-    house.start()
+    house.start("", *services)
     async with AsyncExitStack() as stack:
         stack.callback(_end, house)
         assert await asyncio.to_thread(house.wait_ready), house.log()[-4000:]
+        await _until_serving(house)
         client = await stack.enter_async_context(gateway.connect(queue_url))
         place = Place(house, relay, queue_url, client)
         listening = asyncio.create_task(_listen(place))
         stack.push_async_callback(_cancelled, listening)
         yield place
         assert await asyncio.to_thread(house.stop) == 0, house.log()[-4000:]
+
+
+async def _until_serving(house: House) -> None:
+    """Its doors open first; a test of faults begins when everything is open."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while "gateway-serving" not in house.log():
+        assert time.monotonic() < deadline, house.log()[-4000:]
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _end(house: House) -> None:
