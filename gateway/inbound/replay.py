@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from gateway.mail.disposition import Disposition
 from gateway.queue.ticket import MAIL_INBOUND, Ticket
-from gateway.store.mails import DeliveryRecord, StoredMail
+from gateway.store.mail_rows import DeliveryRecord
+from gateway.store.mails import StoredMail
 
 REPLAY = "replay"
 RELEASE = "released"

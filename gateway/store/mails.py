@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from gateway.contract.events import EventType
-from gateway.errors import Problem, StoreUnavailable
+from gateway.errors import Problem
 from gateway.mail.disposition import Disposition
 from gateway.mail.envelope import Envelope
-from gateway.mail.ids import new_id
 from gateway.mail.loop_guard import Telling
 from gateway.mail.secret_address import redacted
 from gateway.mail.threads import ThreadClues
@@ -28,15 +27,26 @@ from gateway.reply import Reply
 from gateway.runtime import Clock
 from gateway.store import notice_plans, photos, posts, refused, timeline
 from gateway.store.blobs import BlobStore
-from gateway.store.database import Database, insert_absent
+from gateway.store.database import Database
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance
-from gateway.store.locks import for_change, hold_name
+from gateway.store.mail_rows import (
+    ENVELOPE,
+    STORED,
+    DeliveryRecord,
+    delivered_before,
+    deliveries_of,
+    delivery_to_change,
+    insert_deliveries,
+    insert_mail,
+    story_of,
+    telling_values,
+    update_delivery,
+)
 from gateway.store.notice_plans import Stage, Tidings
 from gateway.store.posts import NewPost
-from gateway.store.schema import MAX_ROW_BYTES, as_json, deliveries, emails, mail_octets, mails
+from gateway.store.schema import MAX_ROW_BYTES, as_json, emails, mail_octets, mails
 
-DUPLICATE_DAYS = 7
 _EVENTS: dict[Disposition, EventType] = {
     Disposition.HELD: "mail.held",
     Disposition.FAILED: "mail.failed",
@@ -47,21 +57,6 @@ _EVENTS: dict[Disposition, EventType] = {
 _STAGES = {Disposition.FAILED: Stage.FAILED, Disposition.HELD: Stage.HELD, Disposition.DEAD: Stage.HELD}
 _REFUSED_TOLD = 50
 _REOPENED = (Disposition.HELD, Disposition.FAILED, Disposition.DEAD)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryRecord:
-    """What became of one recipient of a mail, so far."""
-
-    id: str
-    mail_id: str
-    rcpt_to: str
-    disposition: Disposition
-    reason: str
-    mailbox: str
-    post_id: str | None
-    attempts: int
-    next_attempt_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +126,9 @@ class Mails:
         def work(connection: sa.Connection, now: datetime) -> bool:
             facts = {"size": size, "sha256": sha256, "subject": subject, "recorded_at": now, "content_key": content_key}
             facts |= {"authentication": dict(authentication)} if authentication else {}
-            facts |= _telling_values(telling)
-            is_new = _insert_mail(connection, envelope, facts, kept)
-            added = _insert_deliveries(connection, envelope, now)
+            facts |= telling_values(telling)
+            is_new = insert_mail(connection, envelope, facts, kept)
+            added = insert_deliveries(connection, envelope, now)
             if added:
                 data = {
                     "mail_from": envelope.mail_from,
@@ -156,14 +151,14 @@ class Mails:
         """
 
         def work(connection: sa.Connection, now: datetime) -> Delivered:
-            row = _delivery(connection, mail_id, rcpt_to)
+            row = delivery_to_change(connection, mail_id, rcpt_to)
             if row.disposition.is_final:
                 return Delivered(disposition=row.disposition, reason=row.reason, post_id=row.post_id)
-            original = _delivered_before(connection, row, now)
+            original = delivered_before(connection, row, now)
             if original is not None:
                 return self._record_duplicate(connection, now, row, original, mailbox=mailbox)
             post_id = posts.insert_post(connection, post, posts.Origin(mail_id=mail_id))
-            _update(
+            update_delivery(
                 connection, row, now, disposition=Disposition.DELIVERED, reason=reason, mailbox=mailbox, post_id=post_id
             )
             self._note_delivered(connection, now, row, post, post_id, mailbox=mailbox, reason=reason)
@@ -222,12 +217,12 @@ class Mails:
         """A person wants it processed anew: what was held, failed or dead is pending again; all else is left alone."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            row = _delivery(connection, mail_id, rcpt_to)
+            row = delivery_to_change(connection, mail_id, rcpt_to)
             if row.disposition not in _REOPENED:
                 return False
             values = {"disposition": Disposition.PENDING, "attempts": 0, "reason": ""}
             values |= {"person_id": "", "confirmation_id": ""}
-            _update(connection, row, now, **values, reply_code=None, reply_enhanced="", reply_text="")
+            update_delivery(connection, row, now, **values, reply_code=None, reply_enhanced="", reply_text="")
             data = {"from": row.disposition, "reason": row.reason}
             self._journal.note(
                 connection, now, Fact(subject=mail_id, step="replayed", recipient=redacted(rcpt_to), data=data)
@@ -250,12 +245,12 @@ class Mails:
         """The attempt, the `attempts`-th, did not succeed; False where something final was recorded already."""
 
         def work(connection: sa.Connection, now: datetime) -> bool:
-            row = _delivery(connection, mail_id, rcpt_to)
+            row = delivery_to_change(connection, mail_id, rcpt_to)
             if row.disposition.is_final:
                 return False
             facts = {"reason": reason, "attempts": attempts, "next_attempt_at": next_attempt_at}
             kept = facts | {"mailbox": mailbox or row.mailbox} | _reply_values(reply)
-            _update(connection, row, now, disposition=Disposition.PENDING, **kept)
+            update_delivery(connection, row, now, disposition=Disposition.PENDING, **kept)
             fact = Fact(subject=mail_id, step="deferred", recipient=redacted(rcpt_to), data=as_json(facts))
             self._journal.note(connection, now, fact)
             told = Tidings(mail_id=mail_id, rcpt_to=rcpt_to, stage=Stage.DELAYED, facts={"again": attempts > 1})
@@ -266,13 +261,13 @@ class Mails:
 
     async def delivery_state(self, mail_id: str, rcpt_to: str) -> DeliveryRecord | None:
         def work(connection: sa.Connection) -> DeliveryRecord | None:
-            return next(iter(_deliveries(connection, mail_id, rcpt_to)), None)
+            return next(iter(deliveries_of(connection, mail_id, rcpt_to)), None)
 
         return await self._database.read(work)
 
     async def deliveries(self, mail_id: str) -> list[DeliveryRecord]:
         """Every recipient's delivery, in the envelope's order."""
-        return await self._database.read(lambda connection: _deliveries(connection, mail_id))
+        return await self._database.read(lambda connection: deliveries_of(connection, mail_id))
 
     async def digest(self, mail_id: str) -> str | None:
         """The SHA-256 of the mail as received, None for an unknown mail."""
@@ -296,11 +291,11 @@ class Mails:
         """The mail as it was received, with all its recipients; None for an unknown one."""
 
         def work(connection: sa.Connection) -> StoredMail | None:
-            row = connection.execute(_STORED.where(mails.c.id == mail_id)).mappings().first()
+            row = connection.execute(STORED.where(mails.c.id == mail_id)).mappings().first()
             if row is None:
                 return None
-            rcpt_to = tuple(item.rcpt_to for item in _deliveries(connection, mail_id))
-            envelope = Envelope(mail_id=mail_id, rcpt_to=rcpt_to, **{name: row[name] for name in _ENVELOPE})
+            rcpt_to = tuple(item.rcpt_to for item in deliveries_of(connection, mail_id))
+            envelope = Envelope(mail_id=mail_id, rcpt_to=rcpt_to, **{name: row[name] for name in ENVELOPE})
             kept = {"octets": row["octets"] or b"", "blob": row["blob"]}
             return StoredMail(envelope=envelope, size=row["size"], sha256=row["sha256"], **kept)
 
@@ -308,7 +303,7 @@ class Mails:
 
     async def story(self, mail_id: str) -> dict[str, Any] | None:
         """Everything about one mail, ready for JSON."""
-        return await self._database.read(lambda connection: _story(connection, mail_id))
+        return await self._database.read(lambda connection: story_of(connection, mail_id))
 
     async def post(self, post_id: str) -> dict[str, Any] | None:
         """One post with its attachments, ready for JSON."""
@@ -367,11 +362,11 @@ class Mails:
         person_id: str = "",
     ) -> bool:
         def work(connection: sa.Connection, now: datetime) -> bool:
-            row = _delivery(connection, mail_id, rcpt_to)
+            row = delivery_to_change(connection, mail_id, rcpt_to)
             if row.disposition.is_final or (row.disposition, row.reason) == (disposition, reason):
                 return False
             ended = {"disposition": disposition, "reason": reason, "mailbox": mailbox, "person_id": person_id}
-            _update(connection, row, now, **ended, **_reply_values(reply))
+            update_delivery(connection, row, now, **ended, **_reply_values(reply))
             data = {"mailbox": mailbox, "reason": reason, "delivery_id": row.id} | (
                 {"reply": str(reply)} if reply else {}
             )
@@ -400,7 +395,7 @@ class Mails:
         mail_id, post_id = original["mail_id"], original["post_id"]
         reason = f"the same mail as {mail_id}"
         values = {"mailbox": mailbox, "post_id": post_id, "duplicate_of": mail_id, "reason": reason}
-        _update(connection, row, now, disposition=Disposition.DUPLICATE, **values)
+        update_delivery(connection, row, now, disposition=Disposition.DUPLICATE, **values)
         data = {"mailbox": mailbox, "duplicate_of": mail_id, "post_id": post_id, "delivery_id": row.id}
         fact = Fact(
             subject=row.mail_id, step="duplicate", recipient=redacted(row.rcpt_to), event="mail.duplicate", data=data
@@ -446,102 +441,7 @@ class Mails:
         self._journal.note(connection, now, created)
 
 
-_ENVELOPE = ("received_at", "mail_from", "door", "client", "helo", "tls", "auth", "by_trusted_host")
-_STORED = sa.select(mails, mail_octets.c.octets, mail_octets.c.blob).join_from(mails, mail_octets)
-
-
-def _insert_mail(
-    connection: sa.Connection, envelope: Envelope, facts: dict[str, Any], kept: dict[str, bytes | str]
-) -> bool:
-    values = {name: getattr(envelope, name) for name in _ENVELOPE} | facts | {"id": envelope.mail_id}
-    is_new = bool(insert_absent(connection, mails, values))
-    if is_new:
-        connection.execute(sa.insert(mail_octets), kept | {"mail_id": envelope.mail_id})
-        return True
-    this = mails.c.id == envelope.mail_id
-    if facts["subject"]:
-        connection.execute(sa.update(mails).where(this, mails.c.subject == "").values(subject=facts["subject"]))
-    if found := facts.get("authentication"):
-        connection.execute(sa.update(mails).where(this).values(authentication=found))
-    return False
-
-
-def _insert_deliveries(connection: sa.Connection, envelope: Envelope, now: datetime) -> list[str]:
-    """Inserts what is absent; returns the recipients added."""
-    common = {"mail_id": envelope.mail_id, "disposition": Disposition.PENDING, "updated_at": now}
-    rows = (
-        common | {"id": new_id(), "rcpt_to": rcpt_to, "position": position}
-        for position, rcpt_to in enumerate(envelope.rcpt_to)
-    )
-    return [str(row["rcpt_to"]) for row in rows if insert_absent(connection, deliveries, row)]
-
-
-def _deliveries(
-    connection: sa.Connection, mail_id: str, rcpt_to: str | None = None, *, to_change: bool = False
-) -> list[DeliveryRecord]:
-    names = DeliveryRecord.__dataclass_fields__
-    query = sa.select(*(deliveries.c[name] for name in names)).where(deliveries.c.mail_id == mail_id)
-    if rcpt_to is not None:
-        query = query.where(deliveries.c.rcpt_to == rcpt_to)
-    query = query.order_by(deliveries.c.position, deliveries.c.id)
-    rows = connection.execute(for_change(query, deliveries) if to_change else query).mappings()
-    return [DeliveryRecord(**{**row, "disposition": Disposition(row["disposition"])}) for row in rows]
-
-
-def _delivery(connection: sa.Connection, mail_id: str, rcpt_to: str) -> DeliveryRecord:
-    """The row, to be changed."""
-    found = _deliveries(connection, mail_id, rcpt_to, to_change=True)
-    if not found:
-        raise LookupError(f"no delivery of mail {mail_id} to {rcpt_to}")
-    return found[0]
-
-
-def _delivered_before(connection: sa.Connection, row: DeliveryRecord, now: datetime) -> sa.RowMapping | None:
-    """The delivery of another mail that this one is a copy of: same sender, recipient and content, lately delivered."""
-    this = connection.execute(sa.select(mails.c.mail_from, mails.c.content_key).where(mails.c.id == row.mail_id)).one()
-    if not this.content_key:
-        return None
-    hold_name(connection, "copy", this.content_key, this.mail_from, row.rcpt_to)
-    query = (
-        sa.select(deliveries.c.mail_id, deliveries.c.post_id)
-        .join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
-        .where(mails.c.content_key == this.content_key, mails.c.mail_from == this.mail_from, mails.c.id != row.mail_id)
-        .where(deliveries.c.rcpt_to == row.rcpt_to, deliveries.c.disposition == Disposition.DELIVERED)
-        .where(deliveries.c.updated_at >= now - timedelta(days=DUPLICATE_DAYS))
-    )
-    return connection.execute(query.limit(1)).mappings().first()
-
-
-def _update(connection: sa.Connection, row: DeliveryRecord, now: datetime, **values: Any) -> None:
-    values = {"next_attempt_at": None, "updated_at": now} | values
-    # On a database with several writers another one may have ended it since it was read.
-    still = sa.and_(deliveries.c.id == row.id, deliveries.c.disposition == row.disposition)
-    if connection.execute(sa.update(deliveries).where(still).values(values)).rowcount != 1:
-        raise StoreUnavailable(f"delivery {row.id} changed meanwhile")
-
-
-def _telling_values(telling: Telling | None) -> dict[str, str]:
-    telling = telling or Telling(untold="nobody asked whether its sender may be told")
-    return {"untold": telling.untold, "language": telling.language, "message_id": telling.message_id}
-
-
 def _reply_values(reply: Reply | None) -> dict[str, Any]:
     if reply is None:
         return {}
     return {"reply_code": reply.code, "reply_enhanced": reply.enhanced_status, "reply_text": reply.text}
-
-
-def _story(connection: sa.Connection, mail_id: str) -> dict[str, Any] | None:
-    mail = connection.execute(sa.select(mails).where(mails.c.id == mail_id)).mappings().first()
-    if mail is None:
-        return None
-    facts = {key: value for key, value in as_json(mail).items() if key not in {"sequence", "content_key"}}
-    query = sa.select(deliveries).where(deliveries.c.mail_id == mail_id)
-    found = connection.execute(query.order_by(deliveries.c.position, deliveries.c.id)).mappings()
-    return facts | {"recipients": [_told(row) for row in found], "timeline": timeline.story(connection, mail_id)}
-
-
-def _told(row: sa.RowMapping) -> dict[str, Any]:
-    hidden = {"id", "mail_id", "position", "person_id"}
-    shown = {key: value for key, value in as_json(row).items() if key not in hidden and value not in (None, "", 0)}
-    return shown | {"rcpt_to": redacted(row["rcpt_to"])}

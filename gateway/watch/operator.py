@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gateway.queue.broker import Broker, DeadTicket
     from gateway.store.decisions import Decisions
     from gateway.store.emails import DatabaseLedger
-    from gateway.store.mails import DeliveryRecord, Mails
+    from gateway.store.mail_rows import DeliveryRecord
+    from gateway.store.mails import Mails
 
 BY_COMMAND = "command"
 
