@@ -37,7 +37,7 @@ test-services: setup services ## the tests with every service there; a skip is a
 test-long: setup ## every test, the long ones and the large numbers of examples too
 	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q
 
-chaos-cluster: setup ## RabbitMQ: twenty faults in a cluster of three under load, a quarter of an hour and more
+chaos-cluster: setup ## RabbitMQ: twenty faults in a cluster of three, mail and email through the doors; half an hour
 	.venv/bin/python -m pytest -q -s tests/chaos
 
 lint: setup ## ruff, mypy --strict, the layers

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import date, time
@@ -231,7 +231,7 @@ class Client:
             await self._pending.remember(request)
         return answer
 
-    async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, name: str, patterns: Sequence[str] = ("#",)) -> AsyncGenerator[dict[str, Any]]:
         """Yields CloudEvents from the durable subscription `name`; an event is done when the next one is asked for."""
         queue = await self._open_broker.subscribe(name, patterns)
         async with self._open_broker.consume({queue: 1}, concurrency=1) as consumer:
@@ -423,16 +423,41 @@ class BlockingClient:
         """As Client.ask_post."""
         return self._wait(self._client.ask_post(post, **fields))
 
+    def events(self, name: str, patterns: Sequence[str] = ("#",)) -> Iterator[dict[str, Any]]:
+        """As Client.events: `for event in client.events(…)`; who leaves the loop gives the event in hand back."""
+        events = self._client.events(name, patterns)
+        try:
+            while (event := self._wait(_next(events))) is not None:
+                yield event
+        finally:
+            self._wait(_ended(events))
+
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if not self._thread.is_alive():
             work.close()
             raise RuntimeError("the client is not open: use `with gateway.connect_blocking(url) as client`")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # where Ctrl-C ended the waiting
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _next(events: AsyncGenerator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(events, None)
+
+
+async def _ended(events: AsyncGenerator[dict[str, Any]]) -> None:
+    while True:
+        try:
+            return await events.aclose()
+        except RuntimeError:  # the step that Ctrl-C ended is still on its way out
+            await asyncio.sleep(0.01)
 
 
 def connect(

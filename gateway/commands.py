@@ -303,6 +303,12 @@ async def doctor(settings: Settings) -> list[Finding]:
     app.check_values(settings)
     findings = look.check_data_dir(settings.data_dir, settings.min_free_bytes)
     findings += look.check_relays([app.relay_spec(item) for item in settings.relays])
+    findings += look.check_certificate(
+        app.tls_pair(settings),
+        hostname=settings.hostname,
+        now=utc_now(),
+        is_public=not app.is_loopback(settings.smtp_listen),
+    )
     findings += look.check_templates(await check_templates(settings))
     if not is_new(settings):
         findings += await _look_at_queue(settings)
@@ -415,6 +421,20 @@ async def recover(settings: Settings, *, is_resend: bool) -> int:
             return 0
         decide = store.ledger.release if is_resend else store.ledger.cancel
         return sum([await decide(email_id) for email_id in await held_back(store.database)])
+
+
+async def hold_restored(settings: Settings) -> int:
+    """Holds what the ledger calls open, since it came out of a backup together with its mark; returns how many recipients."""
+    from gateway.app.in_use import emptied
+    from gateway.store.ledger_mark import begin_anew, hold_what_is_open, position_of
+
+    with emptied(settings.data_dir):
+        async with _existing_store(settings) as store:
+            if store is None:
+                return 0
+            held = await hold_what_is_open(store.database, store.ledger, now=store.database.clock())
+            await begin_anew(store.database, store.mark, (await position_of(store.database)).epoch)
+            return held
 
 
 async def upgrade_store(settings: Settings) -> tuple[str | None, str]:

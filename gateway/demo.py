@@ -182,7 +182,7 @@ async def demonstrate(settings: Settings) -> None:
         raise SettingsError([Problem("mailboxes", "the demo mails a post: name a mailbox first")])
     if not all(relay.url.startswith("capture:") for relay in settings.relays):
         raise SettingsError([Problem("relay_urls", "the demo sends an invoice: it runs only where email is captured")])
-    host, _, port = settings.smtp_listen.rpartition(":")
+    host, _, port = settings.smtp_place.rpartition(":")
     door = (host.strip("[]"), int(port))
     await asyncio.to_thread(_knock, door)
     say("The gateway at work: an invoice out; a post with photos, a stray and a hopeless mail in.\n")
@@ -207,7 +207,7 @@ def introduce(settings: Settings) -> None:
     say(
         f"""
 Look at it: http://{settings.web_listen}/
-The SMTP door listens on {settings.smtp_listen}, the API on http://{settings.web_listen}/v1/emails.
+The SMTP door listens on {settings.smtp_place}, the API on http://{settings.web_listen}/v1/emails.
 Email goes to {", ".join(relay.url for relay in settings.relays)} (capture: means {captured}/*.eml, never sent).
 
 Try:

@@ -72,6 +72,13 @@ class MailLog:
     def refused(self, *, door: str, client: str, verb: str, reply: Reply, address: str = "") -> None:
         self._say("refused", door=door, client=client, verb=verb, reply=str(reply), address=address)
 
+    def proxy_refused(self, *, door: str, proxy: str, why: str) -> None:
+        self._say("proxy-refused", "warning", door=door, proxy=proxy, why=why, next="the connection is closed")
+
+    def throttled(self, *, door: str, client: str, limit: str, seconds: float, sender: str = "") -> None:
+        """Who asks for more than his share is told to come again later; nothing is refused for good."""
+        self._say("throttled", "warning", door=door, client=client, limit=limit, seconds=round(seconds), sender=sender)
+
     def door_fault(self, *, door: str, client: str, error: BaseException) -> None:
         self._say("door-fault", "error", door=door, client=client, error=told(error))
 

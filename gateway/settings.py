@@ -58,10 +58,25 @@ def _listen(value: Any) -> Any:
     return value
 
 
+def _listen_with_options(value: Any) -> Any:
+    """The options themselves are the door's to judge."""
+    _listen(value.partition("?")[0] if isinstance(value, str) else value)
+    return value
+
+
+def _path_of_pem(value: Any) -> Any:
+    """A key given itself would be shown wherever its path is."""
+    if isinstance(value, str) and ("\n" in value.strip() or "-----" in value):
+        raise ValueError("takes the path of a file, not what is in it")
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Listen = Annotated[str, BeforeValidator(_listen)]
 MaybeListen = Annotated[str, BeforeValidator(lambda value: _listen(value) if value else value)]
+PemFile = Annotated[Path | None, BeforeValidator(_path_of_pem)]
+DoorListen = Annotated[str, BeforeValidator(_listen_with_options)]
 
 
 class _Table(BaseModel):
@@ -99,6 +114,12 @@ class LimitsTable(_Table):
     recipients: Annotated[int, Field(ge=1, le=10_000)] = 1000
     connections_per_client: Annotated[int, Field(ge=1)] = 50
     idle: Seconds = 300.0
+    rate_window: Seconds = 600.0
+    mails_per_client: Annotated[int, Field(ge=0)] = 1_000
+    recipients_per_client: Annotated[int, Field(ge=0)] = 5_000
+    errors_per_client: Annotated[int, Field(ge=0)] = 200
+    mails_per_sender: Annotated[int, Field(ge=0)] = 300
+    recipients_per_sender: Annotated[int, Field(ge=0)] = 3_000
     send_concurrency: Annotated[int, Field(ge=1, le=1000)] = 20
     ingest_concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
     cage_children: Annotated[int, Field(ge=1, le=64)] = 2
@@ -149,14 +170,14 @@ class Settings(_Table):
         ("capture:",), description="where email goes; capture: = files, never sent"
     )
     relays: tuple[RelayTable, ...] = Field((), description="relays with weight, streams, sender_domains")
-    smtp_listen: Listen = Field("127.0.0.1:2525", description="the SMTP door")
+    smtp_listen: DoorListen = Field("127.0.0.1:2525", description="the SMTP door; ?proxy=yes behind a load balancer")
     lmtp_listen: str = Field(
         "unix:{data_dir}/lmtp.sock", description="the LMTP door: HOST:PORT or unix:PATH?mode=&group="
     )
     smtps_listen: MaybeListen = Field("", description="the SMTP door with TLS from the first octet on; empty = none")
     web_listen: Listen = Field("127.0.0.1:8025", description="the API")
-    tls_certificate: Path | None = Field(None, description="the SMTP door's certificate and chain (PEM); none = no TLS")
-    tls_key: Path | None = Field(None, description="its key (PEM); default: in the file of the certificate")
+    tls_certificate: PemFile = Field(None, description="the SMTP door's certificate and chain (PEM); none = no TLS")
+    tls_key: PemFile = Field(None, description="its key (PEM); default: in the file of the certificate")
     hostname: str = Field("", description="our name in EHLO, events and Message-IDs; default: the host's, or localhost")
     public_url: Annotated[str, BeforeValidator(_public_url)] = Field(
         "", description="where people reach our pages, for links in mail and behind a proxy; default: web_listen"
@@ -208,6 +229,11 @@ class Settings(_Table):
                 kinds = ("posts", "photos", "support")
                 changes["mailboxes"] = tuple(MailboxTable(address=f"{kind}@localhost", kind=kind) for kind in kinds)
         return self.model_copy(update=changes)
+
+    @property
+    def smtp_place(self) -> str:
+        """HOST:PORT of the SMTP door, without its options."""
+        return self.smtp_listen.partition("?")[0]
 
     def masked(self) -> dict[str, Any]:
         """What `gateway settings` prints: passwords in URLs replaced by ***, of admins' URLs all but the scheme."""

@@ -14,16 +14,11 @@ BUGS: a read that computes without touching SQL is not interrupted.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import queue
-import socket
 import sqlite3
-import stat
-import struct
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +27,8 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from gateway.errors import StorageFault
+from gateway.sqlite_bells import Belfry, Bell
+from gateway.sqlite_turn import Turn, bytes_in_wal
 
 Connection = sqlite3.Connection
 T = TypeVar("T")
@@ -48,7 +45,6 @@ LINGER_SECONDS = 0.01
 READ_SECONDS = 5.0
 PATIENCE_SECONDS = 15.0
 _BRIEFLY_SECONDS = 0.3
-_SOCKET_PATH_BYTES = 107
 
 _FAULTS = frozenset(
     {
@@ -74,7 +70,7 @@ class SqliteFile:
     def __init__(self, path: Path, *, prepare: Prepare | None = None) -> None:
         """`prepare` creates what is missing: it runs in the turn, in a transaction, each time the writer opens the file."""
         self.path = path
-        self._belfry = _Belfry(path.with_name(path.name + ".bells"), of=path)
+        self._belfry = Belfry(path.with_name(path.name + ".bells"), of=path)
         self._writer = _Writer(path, prepare, self._belfry)
         self._reader = _Reader(path)
         self._process = 0
@@ -221,7 +217,7 @@ def _answer_all(offers: list[_Offer[Any]]) -> None:
 class _Writer(_Worker):
     """Gathers offers, commits them together in the turn, answers, rings, and checkpoints when the WAL is large."""
 
-    def __init__(self, path: Path, prepare: Prepare | None, belfry: _Belfry) -> None:
+    def __init__(self, path: Path, prepare: Prepare | None, belfry: Belfry) -> None:
         super().__init__(f"write {path.name}", _Link(path, prepare=prepare))
         self._path = path
         self._belfry = belfry
@@ -268,7 +264,7 @@ class _Writer(_Worker):
             with self._link.held():
                 self._gather_more(batch)
                 if self._transact(self._link.connection(), batch):
-                    wal_bytes = _wal_bytes(self._path, at_least=self._checkpoint_from)
+                    wal_bytes = bytes_in_wal(self._path, at_least=self._checkpoint_from)
                 if wal_bytes:
                     self._tell(batch)  # committed: nobody waits for the checkpoint
                     self._checkpoint(wal_bytes)
@@ -375,7 +371,7 @@ class _Link:
         self._may_create = not query_only
         self._connection: Connection | None = None
         self._identity = (0, 0)
-        self._turn = _Turn(path.with_name(path.name + ".turn"), of=path)
+        self._turn = Turn(path.with_name(path.name + ".turn"), of=path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -466,98 +462,6 @@ def _identity(path: Path) -> tuple[int, int]:
     return (facts.st_dev, facts.st_ino)
 
 
-def open_beside(path: Path, of: Path) -> int:
-    """Opens a file that belongs to the file `of`; one made here is given to that one's owner."""
-    flags = os.O_RDWR | os.O_CLOEXEC
-    with suppress(FileExistsError):
-        # Exclusive, so that root gives away only what it has made itself, not what a link of that name leads to.
-        number = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o660)
-        _give_to_owner(number, of)
-        return number
-    return os.open(path, flags | os.O_CREAT, 0o660)  # it may be gone again meanwhile
-
-
-def make_folder_beside(folder: Path, of: Path) -> None:
-    """Makes the folder if it is missing; one made here is given to the owner of the file `of`."""
-    with suppress(FileExistsError):
-        folder.mkdir()
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            _give_to_owner(number, of)
-        finally:
-            os.close(number)
-
-
-def _give_to_owner(made: int, of: Path) -> None:
-    """Whoever may write the file must be able to use what stands beside it, also when root looked in first."""
-    with suppress(OSError):
-        facts, mine = os.stat(of), os.fstat(made)
-        shared = (0o060 if facts.st_mode & 0o020 else 0) | (0o006 if facts.st_mode & 0o002 else 0)
-        executable = 0o111 if stat.S_ISDIR(mine.st_mode) else 0
-        if shared:
-            os.fchmod(made, stat.S_IMODE(mine.st_mode) | shared | executable & (shared >> 1 | shared >> 2))
-        if (facts.st_uid, facts.st_gid) != (mine.st_uid, mine.st_gid):
-            os.fchown(made, facts.st_uid, facts.st_gid)
-
-
-class _Turn:
-    """The turnstile: whoever holds it may commit, checkpoint, open and close. Not re-entrant; one per thread."""
-
-    def __init__(self, path: Path, *, of: Path) -> None:
-        self._path = path
-        self._of = of
-        self._number = -1
-
-    def __enter__(self) -> None:
-        while True:
-            if self._number < 0:
-                self._number = open_beside(self._path, self._of)
-            fcntl.flock(self._number, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._number), os.stat(self._path)):
-                    return
-            self.close()  # the folder was replaced under us: others hold their turns at the new file
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        fcntl.flock(self._number, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        if self._number >= 0:
-            os.close(self._number)
-            self._number = -1
-
-
-def _wal_bytes(path: Path, *, at_least: int) -> int:
-    """The bytes of the WAL's current round if they reach `at_least`, else 0.
-
-    The file keeps its size when the WAL starts over; a frame belongs to the round when its salts are the header's
-    (SQLite file format, section 4.1), and those come first, so they are counted by halving.
-    """
-    try:
-        number = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        size = os.fstat(number).st_size
-        if size < at_least:
-            return 0
-        header = os.pread(number, 32, 0)
-        frame_bytes = 24 + int(struct.unpack(">I", header[8:12])[0])
-        low, high = 0, (size - 32) // frame_bytes
-        while low < high:
-            middle = (low + high) // 2
-            if os.pread(number, 8, 32 + middle * frame_bytes + 8) == header[16:24]:
-                low = middle + 1
-            else:
-                high = middle
-    finally:
-        os.close(number)
-    used = 32 + low * frame_bytes
-    return used if used >= at_least else 0
-
-
 def _is_fault(error: BaseException) -> bool:
     """Whether file or disk are to blame, not the statement."""
     if isinstance(error, sqlite3.Error):
@@ -567,117 +471,3 @@ def _is_fault(error: BaseException) -> bool:
 
 def _fault(path: Path, error: BaseException) -> StorageFault:
     return StorageFault(f"{path}: {error or type(error).__name__}")
-
-
-class _Belfry:
-    """The folder of bells beside the file: a datagram socket for each process that waits."""
-
-    def __init__(self, folder: Path, *, of: Path) -> None:
-        self._folder = folder
-        self._of = of
-        self._number = -1
-        self._voice: socket.socket | None = None
-
-    def open(self) -> None:
-        make_folder_beside(self._folder, self._of)
-        self._number = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._voice = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-
-    def close(self) -> None:
-        if self._voice is not None:
-            self._voice.close()
-            self._voice = None
-            os.close(self._number)
-
-    def hang(self, name: str) -> socket.socket:
-        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            bell.bind(self._address(name))
-            self._give_to_owner(name)
-        except BaseException:
-            bell.close()
-            raise
-        return bell
-
-    def _give_to_owner(self, name: str) -> None:
-        with suppress(OSError):
-            facts = os.stat(self._of)
-            if facts.st_uid != os.geteuid():
-                os.chown(self._folder / name, facts.st_uid, facts.st_gid, follow_symlinks=False)
-
-    def take_down(self, name: str) -> None:
-        with suppress(OSError):  # gone already
-            os.unlink(self._folder / name)
-
-    def ring(self) -> None:
-        """Rings every bell; bells are comfort, the caller's poll is the promise, so nothing is raised."""
-        with suppress(OSError):
-            for name in os.listdir(self._folder):
-                self._ring_one(name)
-
-    def _ring_one(self, name: str) -> None:
-        assert self._voice is not None
-        try:
-            self._voice.sendto(b"\0", self._address(name))
-        except BlockingIOError:
-            pass  # its buffer is full of rings: it will wake
-        except ConnectionRefusedError:
-            self._bury(name)
-        except OSError:
-            pass  # somebody else's bell, or gone meanwhile
-
-    def _bury(self, name: str) -> None:
-        # A bell being hung refuses, too, between the making of its file and the end of bind().
-        with suppress(OSError):
-            if time.time() - os.stat(self._folder / name).st_mtime > 1:
-                os.unlink(self._folder / name)
-
-    def _address(self, name: str) -> str:
-        direct = str(self._folder / name)
-        if len(os.fsencode(direct)) <= _SOCKET_PATH_BYTES:
-            return direct
-        return f"/proc/self/fd/{self._number}/{name}"
-
-
-class Bell:
-    """Wakes one waiter about 1 ms after a commit of any process. Rings are not counted; one kept over is not lost."""
-
-    def __init__(self, belfry: _Belfry) -> None:
-        self._belfry = belfry
-        self._name = f"{os.getpid()}.{uuid.uuid4().hex[:12]}"
-        self._rung = asyncio.Event()
-
-    async def __aenter__(self) -> Bell:
-        try:
-            self._socket = self._belfry.hang(self._name)
-        except OSError as error:
-            raise StorageFault(f"cannot hang a bell: {error}") from error
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._hear)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
-        self._belfry.take_down(self._name)
-
-    def ring(self) -> None:
-        """Wakes the waiter from within its own loop."""
-        self._rung.set()
-
-    async def wait(self, timeout_seconds: float) -> bool:
-        """Waits for a ring since the last wait, at most so long; True when it rang."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._rung.wait()
-        except TimeoutError:
-            return False
-        self._rung.clear()
-        return True
-
-    def _hear(self) -> None:
-        with suppress(BlockingIOError):
-            while self._socket.recv(1):
-                pass
-        self._rung.set()

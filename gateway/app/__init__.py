@@ -18,6 +18,7 @@ from gateway.app.making import (
     Store,
     admins,
     alarm_book,
+    is_loopback,
     ledger_mark,
     mailboxes,
     open_authenticator,
@@ -33,6 +34,7 @@ from gateway.app.making import (
     relay_spec,
     router,
     say_goodbye,
+    tls_pair,
 )
 from gateway.app.moving import Move, refuse_to_strand, what_is_left, what_moves
 from gateway.app.parts import Parts
@@ -52,6 +54,7 @@ __all__ = [
     "build_suspects",
     "check_values",
     "database_file",
+    "is_loopback",
     "ledger_mark",
     "mailboxes",
     "open_authenticator",
@@ -67,6 +70,7 @@ __all__ = [
     "relay_spec",
     "router",
     "start",
+    "tls_pair",
     "what_is_left",
     "what_moves",
     "work_suspects",

@@ -41,7 +41,8 @@ def check_values(settings: Settings) -> None:
         ("queue_url", lambda: queue_file(settings.queue_url)),
         ("database_url", lambda: database_file(settings)),
         ("cache_url", lambda: open_pending(settings.cache_url)),
-        ("lmtp_listen", lambda: _listen_address(settings.lmtp_listen)),
+        ("smtp_listen", lambda: _check_door(settings, settings.smtp_listen)),
+        ("lmtp_listen", lambda: _check_door(settings, settings.lmtp_listen)),
         ("tls_certificate", lambda: tls_pair(settings)),
         ("dns_servers", lambda: resolver(settings)),
         ("trusted_authserv_id", lambda: _check_authserv_id(settings.trusted_authserv_id)),
@@ -77,10 +78,12 @@ def _mailbox(text: str) -> str:
     return parse_mailbox(text)
 
 
-def _listen_address(text: str) -> Any:
-    from gateway.inbound.listen import parse_listen
+def _check_door(settings: Settings, listen: str) -> None:
+    from gateway.inbound.listen import TcpAddress, parse_listen
 
-    return parse_listen(text)
+    address = parse_listen(listen)
+    if isinstance(address, TcpAddress) and address.expects_proxy and not settings.trusted_hosts:
+        raise ValueError("proxy=yes: nobody's PROXY header would be believed; name the load balancers in trusted_hosts")
 
 
 def _check_authserv_id(text: str) -> None:

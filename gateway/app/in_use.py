@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.errors import TransientFailure
-from gateway.sqlite_file import open_beside
+from gateway.sqlite_turn import open_beside
 
 _LOCK = "gateway.lock"
 

@@ -211,9 +211,11 @@ def resolver(settings: Settings) -> Resolver:
 
 def open_authenticator(settings: Settings, cage: Cage) -> Authenticator:
     from gateway.inbound.authenticate.authenticator import Authenticator, TrustedMta
+    from gateway.inbound.xforward import TrustedHosts
 
     junk_fields = tuple(name.lower() for name in settings.junk_headers)
-    trusted = TrustedMta(authserv_id=settings.trusted_authserv_id, junk_fields=junk_fields)
+    hosts = TrustedHosts(our_names(settings).trusted)
+    trusted = TrustedMta(authserv_id=settings.trusted_authserv_id, junk_fields=junk_fields, hosts=hosts)
     return Authenticator(resolver(settings), cage, trusted=trusted)
 
 

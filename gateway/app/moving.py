@@ -159,7 +159,7 @@ async def _tickets_left(path: Path) -> str:
     if not left:
         return ""
     told = ", ".join(f"{count} {queue}" for queue, count in sorted(left.tickets.items()))
-    aside = "a move of it was not ended" if left.lies_aside else ""
+    aside = "a move of it was not ended" if left.is_under_way else ""
     return f"{path} still holds {sum(left.tickets.values())} tickets ({', '.join(filter(None, (told, aside)))})"
 
 

@@ -76,7 +76,7 @@ def _places(settings: Settings) -> Places:
     photos = [item.address for item in settings.mailboxes if item.kind == "photos"]
     nobody = f"postmaster@{settings.hostname}"
     return Places(
-        smtp=settings.smtp_listen,
+        smtp=settings.smtp_place,
         mailbox=(addresses or [nobody])[0],
         photos=(photos or addresses or [nobody])[0],
         mailboxes=sorted({item.kind for item in settings.mailboxes} | {"postmaster"}),

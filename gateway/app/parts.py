@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.app.making import (
@@ -158,11 +159,13 @@ class Parts:
         from gateway.store.accounting import Accounting
         from gateway.watch.alarms.facts import Sources
 
-        queue, store, pool = (self.opened(name) for name in ("queue", "store", "pool"))
+        names = ("queue", "store", "pool", "certificates")
+        queue, store, pool, certificates = (self.opened(name) for name in names)
         return Sources(
             depths=queue.depths if queue else None,
             held=Accounting(store.database).held_faults if store else None,
             relays=pool.health if pool else (),
+            certificate=partial(certificates.judge, hostname=self.settings.hostname) if certificates else None,
             data_dir=self.settings.data_dir,
             min_free_bytes=self.settings.min_free_bytes,
             old_seconds=self.settings.limits.oldest_ticket,

@@ -20,7 +20,7 @@ from gateway.app.making import (
 from gateway.app.parts import Parts
 from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
-from gateway.errors import StoreUnavailable, TransientFailure
+from gateway.errors import Problem, SettingsError, StoreUnavailable, TransientFailure
 from gateway.maillog import MailLog
 from gateway.runtime import Service, Stop
 
@@ -44,9 +44,12 @@ async def build_smtp(parts: Parts, stack: AsyncExitStack) -> Service:
         access = (await parts.store(stack)).access
         logins = DoorLogins(access=access, passwords=parts.passwords(), throttle=parts.throttle(), log=parts.log)
     door = await _open_door(SmtpDoor, "smtp_listen", parts, stack, certificates=certificates, logins=logins)
-    if listen:
+    inherited = parts.activation.take("smtps")
+    if inherited and certificates is None:
+        raise SettingsError([Problem("tls_certificate", "is wanted: systemd hands us a socket for TLS")])
+    if listen or inherited:
         with naming_the_key("smtps_listen", listen):
-            await door.start_tls(listen, parts.activation.take("smtps"))
+            await door.start_tls(listen, inherited)
     return door.serve
 
 
@@ -58,14 +61,24 @@ async def build_lmtp(parts: Parts, stack: AsyncExitStack) -> Service:
 
 async def _open_door(kind: type[D], key: str, parts: Parts, stack: AsyncExitStack, **more: Any) -> D:
     from gateway.inbound.door import DoorLimits
+    from gateway.inbound.door_limits import Shares
     from gateway.inbound.xforward import TrustedHosts
 
-    settings = parts.settings
+    settings, wanted = parts.settings, parts.settings.limits
+    shares = Shares(
+        window_seconds=wanted.rate_window,
+        mails_per_client=wanted.mails_per_client,
+        recipients_per_client=wanted.recipients_per_client,
+        errors_per_client=wanted.errors_per_client,
+        mails_per_sender=wanted.mails_per_sender,
+        recipients_per_sender=wanted.recipients_per_sender,
+    )
     limits = DoorLimits(
-        mail_bytes=settings.limits.mail_bytes,
-        recipients=settings.limits.recipients,
-        connections_per_client=settings.limits.connections_per_client,
-        idle_seconds=settings.limits.idle,
+        mail_bytes=wanted.mail_bytes,
+        recipients=wanted.recipients,
+        connections_per_client=wanted.connections_per_client,
+        idle_seconds=wanted.idle,
+        shares=shares,
     )
     listen = getattr(settings, key)
     door = kind(

@@ -114,5 +114,5 @@ def db_grants(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    for statement in statements:
+    for statement in ("BEGIN", *statements, "COMMIT"):  # who works meanwhile is never without his rights
         print(f"{statement};")  # noqa: T201

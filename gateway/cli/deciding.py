@@ -66,14 +66,19 @@ def recover(
     context: Context,
     resend: Annotated[bool, typer.Option("--resend", help="Send them; some may come twice.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Never send them.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="All of data_dir was restored: hold what is open, before the first start.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """After a restored backup: lists the emails it held, for they may have been sent since; then --resend or --cancel."""
     from gateway import commands, tables
 
-    if resend and cancel:
-        raise typer.BadParameter("either --resend or --cancel")
-    if resend or cancel:
+    if resend + cancel + hold > 1:
+        raise typer.BadParameter("either --hold, --resend or --cancel")
+    if hold:
+        note(f"{wait_for(commands.hold_restored(settings_of(context)))} held")
+    elif resend or cancel:
         count = wait_for(commands.recover(settings_of(context), is_resend=resend))
         note(f"{count} {'released' if resend else 'cancelled'}")
     else:

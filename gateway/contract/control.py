@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from gateway.contract.request import parse
 from gateway.mail.ids import canonical_uuid, new_id
 
+VERSION = 1
+
 Action = Literal["cancel", "hold", "release"]
 
 

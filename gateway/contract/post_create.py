@@ -24,6 +24,8 @@ from gateway.contract.email_send import (
 from gateway.contract.request import parse
 from gateway.mail.ids import canonical_uuid, new_id
 
+VERSION = 1
+
 _MAILBOX = r"^[A-Za-z0-9_.:@+-]{1,200}$"
 
 

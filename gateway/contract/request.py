@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gateway.contract.email_send import refuse_too_large
+from gateway.contract.versions import refuse_newer
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.ids import canonical_uuid
 
@@ -30,14 +31,20 @@ def parse(model: type[M], body: bytes | Mapping[str, Any]) -> M:
         raise InvalidRequest([Problem(_path(item["loc"]), _message(item)) for item in found]) from None
 
 
-def with_id(body: bytes, otherwise: str) -> bytes:
-    """The request with an `id`, its own or else the ticket's; unchanged where it cannot be read, the parser says why."""
+def with_id(body: bytes, otherwise: str, *, known: int, contract: str) -> bytes:
+    """The request with an `id`, its own or else the ticket's; unchanged where it cannot be read, the parser says why.
+
+    Raises NewerVersion for one above the version known here.
+    """
     refuse_too_large(body)
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
         return body
-    return json.dumps(data | {"id": otherwise}).encode() if isinstance(data, dict) and "id" not in data else body
+    if not isinstance(data, dict):
+        return body
+    refuse_newer(data, known=known, contract=contract)
+    return body if "id" in data else json.dumps(data | {"id": otherwise}).encode()
 
 
 def claimed_id(body: bytes, otherwise: str) -> str:

@@ -3,7 +3,7 @@
 Flow: the door asks `Certificates.context` at each handshake; `doctor` and the alarms ask `judge`.
 Promises: a pair that cannot be used never takes the place of one that can (certificate and key are seldom replaced at the
 same moment): the old one stays, the log says so once, and the next change is looked at again.  TLS 1.2 or later, ephemeral
-keys and authenticated ciphers only, no compression, no renegotiation; client certificates are not asked for.
+keys only, no compression, no renegotiation; client certificates are not asked for.
 Limits: a key with a passphrase cannot be used; revocation (OCSP) is not looked at.  Home of cryptography.
 """
 
@@ -13,11 +13,14 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"  # of TLS 1.2; those of 1.3 are all good
+from gateway.runtime import utc_now
+
+# Of TLS 1.2; those of 1.3 are all good.  The last ones are for old mail servers, which would come in the clear otherwise.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL"
 RENEW_DAYS = 14
 URGENT_DAYS = 3
 Level = Literal["warning", "wrong"]
@@ -33,8 +36,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What is wrong with a pair, and what to do; `wrong` = clients are refused, or will be within days."""
+    """What is wrong with a pair, and what to do; `wrong` = clients are refused, or will be within days.
 
+    `subject` tells the things that may be wrong apart: `files`, `dates`, `name`, `key`.
+    """
+
+    subject: str
     level: Level
     text: str
     next_step: str
@@ -49,6 +56,9 @@ class Certificates:
         self._on_fault = on_fault
         self._seen = _marks(pair)
         self._context = load(pair)
+        self._judged: list[Trouble] = []
+        self._judged_of: object = None
+        self._judge_again = utc_now()
 
     def context(self) -> ssl.SSLContext:
         """The context for the next handshake: of the files as they are, or of the last that were good."""
@@ -60,6 +70,14 @@ class Certificates:
             except ValueError as fault:
                 self._on_fault(fault)
         return self._context
+
+    def judge(self, *, hostname: str) -> list[Trouble]:
+        """What is wrong with the files now; they are read again only when they have changed, or an hour later."""
+        now, marks = utc_now(), _marks(self.pair)
+        if (marks, hostname) != self._judged_of or now > self._judge_again:
+            self._judged_of, self._judge_again = (marks, hostname), now + timedelta(hours=1)
+            self._judged = judge(self.pair, hostname=hostname, now=now)
+        return self._judged
 
     def listening_context(self) -> ssl.SSLContext:
         """A context for a server that takes but one: it asks for the current one within each handshake."""
@@ -100,7 +118,7 @@ def judge(pair: Pair, *, hostname: str, now: datetime) -> list[Trouble]:
         load(pair)
     except ValueError as fault:
         step = "put the right files there; nothing needs a restart while the gateway runs"
-        return [Trouble(level="wrong", text=str(fault), next_step=step)]
+        return [Trouble(subject="files", level="wrong", text=str(fault), next_step=step)]
     return [*_of_certificate(pair.certificate.read_bytes(), hostname, now), *_of_key(pair.key)]
 
 
@@ -119,18 +137,18 @@ def _of_certificate(octets: bytes, hostname: str, now: datetime) -> Iterator[Tro
     renew = "renew it; the new files are used from the next connection on"
     if days < 0:
         text = f"the certificate has expired at {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-        yield Trouble(level="wrong", text=text, next_step=renew)
+        yield Trouble(subject="dates", level="wrong", text=text, next_step=renew)
     elif days < RENEW_DAYS:
         text = f"the certificate expires at {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, in {days:.0f} days"
-        yield Trouble(level="wrong" if days < URGENT_DAYS else "warning", text=text, next_step=renew)
+        yield Trouble(subject="dates", level="wrong" if days < URGENT_DAYS else "warning", text=text, next_step=renew)
     if found.not_valid_before_utc > now:
         text = f"the certificate is good from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on only"
-        yield Trouble(level="wrong", text=text, next_step="look at this machine's clock")
+        yield Trouble(subject="dates", level="wrong", text=text, next_step="look at this machine's clock")
     names = _names(found)
     if not any(_covers(name, hostname.lower()) for name in names):
         text = f"the certificate is for {', '.join(names) or 'no name'}, and we call ourselves {hostname}"
         step = "set hostname to the name your MX record has, or get a certificate for it"
-        yield Trouble(level="warning", text=text, next_step=step)
+        yield Trouble(subject="name", level="warning", text=text, next_step=step)
 
 
 def _names(certificate: object) -> list[str]:
@@ -152,7 +170,9 @@ def _covers(name: str, hostname: str) -> bool:
 def _of_key(path: Path) -> Iterator[Trouble]:
     if path.stat().st_mode & 0o007:
         step = f"chmod o= {path}; if others were on this machine, make a new key"
-        yield Trouble(level="warning", text=f"everybody on this machine may read the key {path}", next_step=step)
+        yield Trouble(
+            subject="key", level="warning", text=f"everybody on this machine may read the key {path}", next_step=step
+        )
 
 
 def _marks(pair: Pair) -> tuple[tuple[int, int, int] | None, ...]:

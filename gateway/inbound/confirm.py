@@ -4,7 +4,7 @@ Flow: `Asker` puts held mails into one open request a person and sends one email
 answers by mail to the signed address in it, or on a page that POSTs what `ConfirmDesk` takes.  A yes publishes replay tickets
 with a release; a no discards.  Looking changes nothing: scanners follow links.
 Promises: a question asked twice after a crash is one email (same id); an answer given twice does nothing more; machines'
-answers (auto-submitted, null sender, without a yes as first word) are none.
+answers (auto-submitted, null sender, first line not a yes) are none; a question that cannot be sent keeps no other from it.
 Limits: who reads the person's mail can confirm for him, as with every such link.
 """
 
@@ -15,12 +15,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from gateway.errors import PermanentFailure, TransientFailure
+from gateway.errors import PermanentFailure
 from gateway.inbound.replay import replay_tickets
 from gateway.inbound.router import Router, own_address
 from gateway.inbound.who import WhoMayWrite
 from gateway.mail.envelope import Envelope
-from gateway.mail.loop_guard import TRACE_HEADER
+from gateway.mail.loop_guard import TRACE_HEADER, machine_mark, read_headers
 from gateway.mail.tokens import Tokens
 from gateway.maillog import MailLog
 from gateway.queue.ticket import Ticket
@@ -32,9 +32,9 @@ ASK_SECONDS = 5.0
 TEMPLATE = "confirm_mails"
 _PURPOSE = "confirm page"
 _CLOSED = "this question was answered before, or has expired"
-_YES = frozenset(("yes", "ja", "oui", "si", "sì", "sí", "tak", "ok", "confirm"))
-_MACHINE = re.compile(rb"^(?:auto-submitted[ \t]*:[ \t]*(?!no\b)|x-auto|precedence[ \t]*:|list-|x-loop)", re.I | re.M)
-_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_YES = frozenset(("yes", "ja", "oui", "sì", "sí", "confirm"))
+# Words that begin many a machine's answer (Danish "Tak for din mail", French "Si c'est urgent"): a yes where they stand alone.
+_YES_ALONE = frozenset(("si", "tak", "ok"))
 _WORD = re.compile(r"\w+")
 Publish = Callable[[Sequence[Ticket]], Awaitable[None]]
 
@@ -131,9 +131,16 @@ class Asker:
         for request_id in unsent:
             request = await self._confirmations.request(request_id)
             if request is not None and request.mails:
-                await self._ask(request)
+                await self._ask_or_say_why(request)
             await self._confirmations.record_asked(request_id)
         return len(unsent)
+
+    async def _ask_or_say_why(self, request: Request) -> None:
+        """What cannot be asked (its mailbox is gone, say) stays held, and expires like a question without an answer."""
+        try:
+            await self._ask(request)
+        except PermanentFailure as error:
+            self._log.service("confirm", "cannot-ask", request=request.id, error=str(error))
 
     async def _ask(self, request: Request) -> None:
         rcpt_to = request.mails[0]["rcpt_to"]
@@ -141,20 +148,15 @@ class Asker:
         params = {
             "name": request.name or request.address,
             "mails": [_listed(item) for item in request.mails],
-            "more": len(request.later),
+            "more": request.more,
             "expires": request.expires_at.date().isoformat(),
             "link": f"{self._public_url}/confirm/{self._desk.link_token(request.id)}" if self._public_url else "",
         }
         headers = {TRACE_HEADER: "confirm"}
         identity = str(uuid.uuid5(uuid.UUID(request.id), "confirm"))
-        try:
-            await self._submit.send(
-                TEMPLATE, to=request.address, params=params, id=identity, reply_to=[answer], headers=headers
-            )
-        except TransientFailure:
-            raise
-        except PermanentFailure as error:
-            self._log.service("confirm", "cannot-ask", request=request.id, error=str(error))
+        await self._submit.send(
+            TEMPLATE, to=request.address, params=params, id=identity, reply_to=[answer], headers=headers
+        )
 
 
 def _chosen(request: Request, mail_ids: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -165,13 +167,14 @@ def _chosen(request: Request, mail_ids: Sequence[str] | None) -> list[dict[str, 
 
 def doubt_of_answer(envelope: Envelope, octets: bytes, text: str) -> str:
     """Why a mail to a signed address is no person's yes, '' when it is one; `text` is its plain text."""
-    end = _HEADER_END.search(octets)
     if not envelope.mail_from:
         return "it has the null sender"
-    if _MACHINE.search(octets[: end.start()] if end else octets):
+    headers = read_headers(octets)
+    if headers is None or machine_mark(headers):
         return "a machine wrote it"
-    words = _WORD.findall(text[:1000].lower())
-    return "" if words[:1] and words[0] in _YES else "its first word is no yes"
+    words = _WORD.findall(text[:1000].strip().partition("\n")[0].lower())
+    is_yes = words[:1] and (words[0] in _YES or (words[0] in _YES_ALONE and len(words) == 1))
+    return "" if is_yes else "its first line is no yes"
 
 
 def _listed(item: dict[str, Any]) -> dict[str, str]:

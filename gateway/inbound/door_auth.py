@@ -99,7 +99,7 @@ class AuthSession(TlsSession):
         await self._say([f"334 {text}"])
         self._reset_timeout()
         try:
-            line: bytes = await self._reader.readuntil(b"\n")
+            line: bytes = await self._reader.readuntil()
         except asyncio.LimitOverrunError:
             self._hang_up("421 4.7.0 a line without an end, closing")
             raise _Unreadable("500 5.5.6 the line is too long") from None

@@ -1,4 +1,4 @@
-"""What MAIL and RCPT are asked after their syntax: room, the recipient, how many there are.  aiosmtpd calls these hooks."""
+"""What MAIL and RCPT are asked after their syntax: room, the recipient, how many there are, whose share it is; aiosmtpd's hooks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class DoorChecks:
             self._door.intake.check_room(size)
         except TransientFailure as failure:
             return str(failure.reply)
+        if put_off := self._door.take_mail(server, "" if address == "<>" else address):
+            return str(put_off)
         envelope.mail_from = address
         envelope.declared_size = size
         envelope.rcpt_keys = set()
@@ -31,7 +33,7 @@ class DoorChecks:
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
         try:
-            self._door.intake.check_recipient(address)
+            self._door.intake.check_recipient(address, by_trusted_host=server.is_trusted_host)
         except (TransientFailure, PermanentFailure) as failure:
             return str(failure.reply)
         key = recipient_key(address)
@@ -40,8 +42,13 @@ class DoorChecks:
         taken = envelope.accepted if server.replies_each else len(envelope.rcpt_tos)
         if taken >= self._door.limits.recipients and (is_new or server.replies_each):
             return f"452 4.5.3 at most {self._door.limits.recipients} recipients, send the rest in another mail"
+        sender = envelope.mail_from
+        if put_off := self._door.take_recipient(server, "" if sender == "<>" else sender):
+            return str(put_off)
         if is_new:
             envelope.rcpt_keys.add(key)
             envelope.rcpt_tos.append(address)
+        elif not server.replies_each and (last_word := server.count_junk()):
+            return str(last_word)
         envelope.accepted += 1
         return "250 2.1.5 Ok"

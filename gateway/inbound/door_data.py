@@ -11,9 +11,7 @@ Limits: a mail is held in memory.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import struct
-import termios
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 from gateway.errors import PermanentFailure, QueueUnavailable, StorageFault, StoreUnavailable, TransientFailure
@@ -58,7 +56,7 @@ class DoorData(DoorLine):
         if self._in_data and not self.transport.is_closing():
             read = self._incoming.wire_bytes if self._incoming is not None else 0
             earned = read / self._limits.data_bytes_per_second
-            allowed = min(self._last_heard, self._data_began + earned) + self._limits.idle_seconds
+            allowed = min(self._last_heard, self._data_began + earned) + self._door.patience_seconds
             if allowed > self.loop.time():
                 self._reset_timeout(allowed - self.loop.time())
                 return
@@ -69,7 +67,7 @@ class DoorData(DoorLine):
         if refusal := self._data_refusal(arg):
             await self.push(refusal)
             return
-        if self._bytes_waiting():
+        if self.bytes_waiting():
             # They came before our 354, so they are no data; as commands they would be somebody's smuggled mail.
             await self.push("554 5.5.0 data sent before 354, closing")
             self._close()
@@ -98,6 +96,7 @@ class DoorData(DoorLine):
         times = self.envelope.accepted if self.replies_each else 1
         self._set_post_data_state()  # type: ignore[no-untyped-call]
         failpoint("door.replied.before")
+        self._mail_due = self.loop.time() + self._limits.session_seconds
         self._reset_timeout()  # from here on it is the client's turn again: to take the reply
         await self.push(str(reply), times)
         self._in_data = False
@@ -114,20 +113,13 @@ class DoorData(DoorLine):
             return "501 5.5.4 Syntax: DATA"
         return "" if self._door.intake.room.has(self.envelope.declared_size) else str(NO_ROOM)
 
-    def _bytes_waiting(self) -> bool:
-        """Whether the client has sent more already, read by us or still in the kernel."""
-        if self._reader._buffer:
-            return True
-        sock = self.transport.get_extra_info("socket")
-        waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
-        return bool(struct.unpack("i", waiting)[0])
-
     def _begin_data(self) -> Incoming:
-        """From here on what comes is data; nothing may be awaited since `_bytes_waiting` was asked."""
+        """From here on what comes is data; nothing may be awaited since `bytes_waiting` was asked."""
         self._incoming = Incoming(mail_bytes=self._limits.mail_bytes, room=self._door.intake.room)
         self._ended = self.loop.create_future()
         self._in_data = True
         self._data_began = self._last_heard = self.loop.time()
+        self._mail_due = math.inf
         self._reset_timeout()
         return self._incoming
 
@@ -158,9 +150,9 @@ class DoorData(DoorLine):
             door=self._door.name,
             client=forwarded.client if forwarded else self.client,
             helo=forwarded.helo if forwarded else self.session.host_name,
+            by_trusted_host=self.is_trusted_host,
             tls=self.tls,
             auth=self.auth,
-            by_trusted_host=self.is_trusted_host,
         )
         try:
             mail_id = await self._door.intake.accept(envelope, await incoming.octets())

@@ -3,29 +3,45 @@
 The lowest of three layers: `door_line` (connection and replies), `door_data` (DATA), `door_session` (the commands).
 Promises: a reply has its enhanced status and nothing unprintable; a fault of ours is 451 without its text; who is silent,
 reads nothing or makes too many errors is let go; what a refusal said is in the log once.
-Limits: no PROXY yet: the client is whoever opened the connection.  Home of aiosmtpd.
+Also: a client that talks before it is greeted is let go; a command ends with CR LF, nothing else.
+Limits: the client is whoever opened the connection, or whom a PROXY header names (`proxy_protocol`).  Home of aiosmtpd.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import ipaddress
+import fcntl
 import logging
+import math
 import re
-from collections.abc import Sequence
+import struct
+import termios
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiosmtpd.smtp import SMTP
 
 from gateway.inbound.door_checks import DoorChecks
+from gateway.inbound.door_limits import client_key
+from gateway.inbound.proxy_protocol import read_client
 from gateway.reply import Reply
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
 
 TRY_LATER = Reply(code=451, enhanced_status="4.3.0", text="a fault of ours, the mail is not kept; try again later")
+_EARLY = Reply(
+    code=554, enhanced_status="5.5.0", text="a client waits for the greeting (RFC 5321, section 4.3.1), closing"
+)
+_BARE_LINE_END = Reply(
+    code=500,
+    enhanced_status="5.5.2",
+    text="a command ends with CR LF and has no other CR or LF (RFC 5321, section 2.3.8)",
+)
+_TOO_MUCH_JUNK = Reply(code=421, enhanced_status="4.7.0", text="too many commands without a mail, closing")
 BUFFER_BYTES = 64 * 1024
 COMMAND_BYTES = 2_048
 _REPLY_LINE = re.compile(r"^(\d{3}) (?:(\d\.\d{1,3}\.\d{1,3}) )?(.*)$", re.DOTALL)
@@ -49,10 +65,15 @@ _SENDER_STATUS = "5.1.7"  # aiosmtpd calls a sender it cannot read a bad destina
 logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's own words; ours are in the mail log
 
 
+class BareLineEndError(Exception):
+    """A command with a CR or LF that is not its end."""
+
+
 class DoorLine(SMTP):
     """One connection; `ident` stands in its greeting, `replies_each` asks for one reply to the data for each recipient.
 
-    `tls` says how it is secured and `auth` who has logged in, '' where it is not or nobody has.
+    `client_group` is whom it counts for among the connections ('' for a program of this machine), `counted_as` whom its mails,
+    recipients and errors count for ('' for nobody), `tls` how it is secured, `auth` who has logged in.
     """
 
     ident: ClassVar[str]
@@ -69,14 +90,13 @@ class DoorLine(SMTP):
 
     def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         self.gone = asyncio.Event()
-        self.client = self.client_group = ""
-        self.tls = self.auth = ""
+        self.client = self.client_group = self.counted_as = self.tls = self.auth = ""
         self._door = door
         self._limits = door.limits
         self._command = ("CONNECT", "")
-        self._errors = 0
-        self._junk_commands = 0
+        self._errors = self._put_off = self._junk_commands = 0
         self._unsent = bytearray()
+        self._mail_due = loop.time() + door.limits.session_seconds
         self.command_size_limits = collections.defaultdict(lambda: COMMAND_BYTES)
         super().__init__(
             DoorChecks(door),
@@ -92,16 +112,21 @@ class DoorLine(SMTP):
         self._wire = transport
         peer = transport.get_extra_info("peername")
         self.client = str(peer[0]) if isinstance(peer, tuple) else "local"
-        self.client_group = _group(self.client) if isinstance(peer, tuple) else ""
+        is_plain = transport.get_extra_info("ssl_object") is None
+        self._hands_on_others = is_plain and self._door.expects_header_of(self.client)
+        self._is_of_this_machine = not isinstance(peer, tuple) and not self._hands_on_others
+        is_one_client = isinstance(peer, tuple) and not self._hands_on_others
+        self.client_group = client_key(self.client) if is_one_client else ""
         self._turned_away = self._door.admit(self)
         super().connection_made(transport)
 
     @property
     def is_trusted_host(self) -> bool:
-        """Whether a mail server of ours speaks: one of `trusted_hosts`, or who may open the UNIX socket; not who is a
-        client on whose behalf it speaks.
+        """Whether a mail server of ours speaks: one of `trusted_hosts`, or who may open the UNIX socket.
+
+        Behind a load balancer that is whom it names, never the balancer.
         """
-        return not self.client_group or self.client in self._door.trusted_hosts
+        return self._is_of_this_machine or self.client in self._door.trusted_hosts
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.gone.is_set():
@@ -119,11 +144,53 @@ class DoorLine(SMTP):
             self.transport.abort()
 
     async def _handle_client(self) -> None:
-        if self._turned_away is not None:
-            await self.push(str(self._turned_away))
-            self._close()
-            return
+        try:
+            if self._hands_on_others and not await self._hear_whose_it_is():
+                return
+            if self._turned_away is not None or self.bytes_waiting():
+                await self.push(str(self._turned_away or _EARLY))
+                self._close()
+                return
+        except asyncio.CancelledError:
+            self._writer.close()  # the client has gone
+            raise
+        # The one place where aiosmtpd reads a command.
+        self._reader.readuntil = partial(_read_command, self._reader.readuntil)
         await super()._handle_client()
+
+    async def _hear_whose_it_is(self) -> bool:
+        """Reads the PROXY header and counts the session in anew, for its client; False when there was none."""
+        try:
+            async with asyncio.timeout(self._limits.proxy_seconds):
+                client = await read_client(self._reader)
+        except (TimeoutError, ValueError) as error:
+            why = str(error) or "no PROXY header came in time"
+            self._door.log.proxy_refused(door=self._door.name, proxy=self.client, why=why)
+            self._close()
+            return False
+        self._door.dismiss(self)
+        self.client, self.client_group = client, client_key(client)
+        self._turned_away = self._door.admit(self)
+        return True
+
+    def bytes_waiting(self) -> bool:
+        """Whether the client has sent more already, read by us or still in the kernel."""
+        if self._reader._buffer:
+            return True
+        sock = self.transport.get_extra_info("socket")
+        waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
+        return bool(struct.unpack("i", waiting)[0])
+
+    def hurry(self) -> None:
+        """The door has become crowded: from now on there is less patience."""
+        timer = self._timeout_handle
+        if timer is not None and not timer.cancelled() and self.transport and not self.transport.is_closing():
+            self._reset_timeout()
+
+    def _reset_timeout(self, duration: float | None = None) -> None:
+        """A new term: of the door's patience with the silent, and never beyond the time a session has for a mail."""
+        seconds = duration or self._door.patience_seconds
+        super()._reset_timeout(max(0.001, min(seconds, self._mail_due - self.loop.time())))
 
     def _timeout_cb(self) -> None:
         """Ends who is silent."""
@@ -141,15 +208,20 @@ class DoorLine(SMTP):
         self._close()
 
     def _close(self) -> None:
-        """Closes as soon as the client has taken what was written."""
+        """Closes as soon as the client has taken what was written; what he said after that nobody hears."""
         if self.transport is not None:
+            self._reader._buffer.clear()
+            self._mail_due = math.inf
             self.transport.close()
             self._reset_timeout(self._limits.linger_seconds)
 
     # Replies.
 
     async def push(self, status: Any, times: int = 1) -> None:
-        """Sends a reply with its enhanced status and without anything unprintable; counts and logs a refusal once."""
+        """Sends a reply with its enhanced status and without anything unprintable; counts and logs a refusal once.
+
+        After 421 the session is over (RFC 5321, section 3.8).
+        """
         line = status if isinstance(status, str) else bytes(status).decode("utf-8", "replace")
         match = _REPLY_LINE.match(line)
         code, enhanced, text = match.groups() if match else ("451", "4.3.0", "try again later")
@@ -158,7 +230,10 @@ class DoorLine(SMTP):
         reply = (
             Reply.from_peer(int(code), f"{enhanced or _ENHANCED.get(code, '')} {text}") if code[0] in "245" else None
         )
-        await self._say([str(reply) if reply else f"{code} {text}"] * times)
+        if reply is not None and reply.code == 421:
+            self._hang_up(str(reply))
+        else:
+            await self._say([str(reply) if reply else f"{code} {text}"] * times)
         if reply is not None and not reply.is_positive:
             verb, address = self._command
             self._door.log.refused(door=self._door.name, client=self.client, verb=verb, reply=reply, address=address)
@@ -178,42 +253,43 @@ class DoorLine(SMTP):
         self._unsent.clear()
 
     def count_error(self, reply: Reply) -> None:
-        """What is refused for good is the client's error; "try again later" is not, however often it is said."""
-        self._errors += reply.is_permanent
-        if self._errors > self._limits.hard_errors:
+        """What is refused for good is the client's error; "try again later" is not, but must not be asked for without end."""
+        if reply.is_permanent:
+            self._errors += 1
+            self._door.note_error(self)
+        else:
+            self._put_off += 1
+        if self._errors > self._limits.hard_errors or self._put_off > self._limits.put_off:
             self._hang_up("421 4.7.0 too many errors, closing")
 
     async def handle_exception(self, error: Exception) -> str:
         """A fault of ours is 451 and says nothing of itself to the client."""
+        if isinstance(error, BareLineEndError):
+            self.note_command("COMMAND")
+            return str(_BARE_LINE_END)
         # Broad: aiosmtpd tells the client the text of what is raised here, as a 500.
         with suppress(Exception):
             self._door.log.door_fault(door=self._door.name, client=self.client, error=error)
         return str(TRY_LATER)
 
-    def count_junk(self) -> bool:
-        """Counts a command that brings no mail nearer; True when there were too many since the last mail."""
+    def count_junk(self) -> Reply | None:
+        """Counts a command that brings no mail nearer; returns the last word when there were too many since the last mail."""
         self._junk_commands += 1
-        if self._junk_commands > self._limits.junk_commands:
-            self._hang_up("421 4.7.0 too many commands without a mail, closing")
-        return self._junk_commands > self._limits.junk_commands
+        return _TOO_MUCH_JUNK if self._junk_commands > self._limits.junk_commands else None
 
     def forgive(self) -> None:
         """A mail was kept: what went before it is forgotten."""
-        self._errors = self._junk_commands = 0
+        self._errors = self._put_off = self._junk_commands = 0
+        self._mail_due = self.loop.time() + self._limits.session_seconds
 
     def note_command(self, verb: str, arg: str | None = "") -> None:
         """Remembers what the next reply is about, for the log."""
         self._command = (verb, (arg or "")[:300])
 
 
-def _group(client: str) -> str:
-    """Whom a connection counts for: an IPv4 address, or an IPv6 network of 64 bits (one host owns it all)."""
-    try:
-        address = ipaddress.ip_address(client.partition("%")[0])
-    except ValueError:
-        return client
-    if address.version == 4:
-        return str(address)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+async def _read_command(readuntil: Callable[[], Awaitable[bytes]]) -> bytes:
+    """A line as some see it and others do not is how commands are smuggled."""
+    line = await readuntil()
+    if line.find(b"\r") != len(line) - 2:
+        raise BareLineEndError
+    return line

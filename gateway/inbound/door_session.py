@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from gateway.inbound.door import Door
 
 _JUNK_COMMANDS = frozenset({"NOOP", "HELP", "VRFY", "RSET", "HELO", "EHLO", "LHLO"})
+# A web page that makes a browser speak to us hides a mail in its request: whoever says these words is shown out at the first.
+_WEB_METHODS = ("GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE")
 _PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: +(.*))?$")
 _SIZE = re.compile(r"[0-9]{1,20}")
-_HELO = re.compile(r"[!-~\u00a1-\U0010ffff]{1,255}")
+_HELO = re.compile(
+    r"[!-~\u00a1-\ud7ff\ue000-\U0010ffff]{1,255}"
+)  # no surrogates: they stand for octets that are no text
 
 
 class DoorSession(DoorData):
@@ -35,13 +39,19 @@ class DoorSession(DoorData):
         super().__init__(door, loop)
         for verb in _JUNK_COMMANDS & self._smtp_methods.keys():
             self._smtp_methods[verb] = partial(self._do_junk, self._smtp_methods[verb])
+        for verb in _WEB_METHODS:
+            self._smtp_methods[verb] = partial(self._show_out, verb)
 
     async def _do_junk(self, command: Callable[[str | None], Awaitable[None]], arg: str | None) -> None:
         """Obeys a command that brings no mail nearer, unless there were too many of them since the last mail."""
-        if self.count_junk():
-            await asyncio.sleep(0)  # the connection's end is noticed before the next command
+        if last_word := self.count_junk():
+            await self.push(str(last_word))
         else:
             await command(arg)
+
+    async def _show_out(self, verb: str, arg: str | None) -> None:
+        self.note_command(verb)
+        await self.push("421 4.7.0 this is a mail server, and no web server, closing")
 
     async def greet(self, verb: str, hostname: str | None, *, extended: bool) -> bool:
         """Begins anew after HELO, EHLO or LHLO; False when the client's name is none."""

@@ -61,7 +61,7 @@ class TlsSession(DoorSession):
             await self._start_tls(self._door.certificates.context())
 
     async def _start_tls(self, context: ssl.SSLContext) -> None:
-        if self._bytes_waiting():
+        if self.bytes_waiting():
             # They came in the clear, perhaps from somebody between us and the client.
             await self.push("554 5.5.0 data sent behind STARTTLS, closing")
             self._close()

@@ -3,6 +3,8 @@
 Flow: a door asks `check_room` and `check_recipient` while the client speaks, then hands over the octets; `accept` returns
 the mail id when every ticket (and, beyond the threshold, the blob) is durable.  Only then may a door say 250.
 Promises: the octets are kept exactly; no bare CR, LF or NUL ever gets in; one mail id however many tickets.
+What a mail server of ours hands over it has taken already, and would return to whom a forger named: so nothing is refused of
+it that ingest can hold (a header that is too long, too many hops, a token that is none).
 Limits: a crash between the publish and the client's hearing of it lets the client send the mail again, under a new id.
 """
 
@@ -85,17 +87,20 @@ class Intake:
         self._limits = limits or IntakeLimits()
         self.room = Room(self._limits.room_bytes)
 
-    def check_recipient(self, rcpt_to: str) -> None:
+    def check_recipient(self, rcpt_to: str, *, by_trusted_host: bool = False) -> None:
         """Raises PermanentFailure (unknown here, not ours to relay) or TransientFailure (may pass)."""
-        self._router.accepts(rcpt_to)
+        if by_trusted_host:
+            self._router.route(rcpt_to)
+        else:
+            self._router.accepts(rcpt_to)
 
     def check_room(self, size: int = 0) -> None:
         """Raises TransientFailure (452) when keeping `size` bytes would leave too little free space."""
         if self._min_free_bytes and shutil.disk_usage(self._data_dir).free - size < self._min_free_bytes:
             raise TransientFailure("too little free space", reply=_NO_ROOM)
 
-    async def check_content(self, octets: bytes) -> None:
-        """Raises PermanentFailure for what must never be stored or sent on.
+    async def check_content(self, octets: bytes, *, by_trusted_host: bool = False) -> None:
+        """Raises PermanentFailure for what must never be stored or sent on, and for what no honest client sends.
 
         In steps, with a turn for others between them: a thread would hold the interpreter as long, and less politely.
         """
@@ -106,6 +111,10 @@ class Intake:
                 await asyncio.sleep(0)
         if len(octets) > self._limits.mail_bytes:
             raise _refusal(552, "5.3.4", f"the mail is larger than {self._limits.mail_bytes} bytes")
+        if not by_trusted_host:
+            self._check_header(octets)
+
+    def _check_header(self, octets: bytes) -> None:
         end = 0 if octets.startswith(b"\r\n") else octets.find(b"\r\n\r\n", 0, self._limits.header_bytes + 4)
         if end < 0 and len(octets) > self._limits.header_bytes:
             raise _refusal(552, "5.3.4", f"the header is larger than {self._limits.header_bytes} bytes")
@@ -118,7 +127,7 @@ class Intake:
 
         Raises PermanentFailure for its content, QueueUnavailable, StoreUnavailable or TransientFailure for a fault of ours.
         """
-        await self.check_content(octets)
+        await self.check_content(octets, by_trusted_host=envelope.by_trusted_host)
         self.check_room(len(octets))
         envelope = replace(envelope, mail_id=new_id(), received_at=self._clock())
         tickets = await self._tickets(envelope, octets)

@@ -1,4 +1,4 @@
-"""Where a door listens: `host:port`, or `unix:PATH?mode=0660&group=postfix`; and the opening of UNIX sockets.
+"""Where a door listens: `host:port[?proxy=yes]`, or `unix:PATH?mode=0660&group=postfix`; and the opening of UNIX sockets.
 
 Promises: nobody can connect before mode and group are set; the socket file of a dead process is replaced, a live one is
 "address in use", anything that is no socket is left alone; two gateways starting at once cannot take it from each other.
@@ -27,8 +27,11 @@ _PROBE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpAddress:
+    """`expects_proxy`: trusted hosts begin with a PROXY header there (`proxy_protocol`)."""
+
     host: str
     port: int
+    expects_proxy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +47,22 @@ def parse_listen(text: str) -> TcpAddress | UnixAddress:
     """Reads a listening address; raises ValueError saying what is wrong with it."""
     if text.startswith("unix:"):
         return _parse_unix(text)
-    host, _, port = text.rpartition(":")
+    place, _, query = text.partition("?")
+    host, _, port = place.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r} is neither HOST:PORT nor unix:PATH")
-    return TcpAddress(host=host.strip("[]"), port=int(port))
+    proxy = _options(text, query, "proxy").get("proxy", "no")
+    if proxy not in ("yes", "no"):
+        raise ValueError(f"{text!r}: proxy is yes or no")
+    return TcpAddress(host=host.strip("[]"), port=int(port), expects_proxy=proxy == "yes")
+
+
+def _options(text: str, query: str, *known: str) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := sorted(set(options) - set(known)):
+        there = "there is" if len(known) == 1 else "there are"
+        raise ValueError(f"{text!r}: no option {unknown[0]!r}; {there} {' and '.join(known)}")
+    return options
 
 
 def _parse_unix(text: str) -> UnixAddress:
@@ -59,9 +74,7 @@ def _parse_unix(text: str) -> UnixAddress:
         raise ValueError(f"{path}: a socket's path has at most {MAX_PATH_OCTETS} bytes, this one has {octets}")
     if "\0" in path:
         raise ValueError(f"{text!r}: a path has no NUL")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := sorted(set(options) - {"mode", "group"}):
-        raise ValueError(f"{text!r}: no option {unknown[0]!r}; there are mode and group")
+    options = _options(text, query, "mode", "group")
     gid = _gid(options["group"]) if "group" in options else None
     mode = options.get("mode", "0600" if gid is None else "0660")
     if not _MODE.fullmatch(mode):

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gateway.contract.email_send import Attachment
-from gateway.contract.post_create import CreatePost, parse_create_post
+from gateway.contract.post_create import VERSION, CreatePost, parse_create_post
 from gateway.contract.request import answer_json, claimed_id, with_id
 from gateway.errors import InvalidRequest, OverBudget, PermanentFailure, Problem
 from gateway.inbound.attachments import TypedAttachment, typed
@@ -132,5 +132,5 @@ def clean_job(request: dict[str, Any], octets: bytes) -> tuple[dict[str, Any], b
 
 
 def read_request(ticket: Ticket) -> CreatePost:
-    """The ticket's request; raises InvalidRequest. Without an `id` of its own it has the ticket's."""
-    return parse_create_post(with_id(ticket.body, ticket.id))
+    """The ticket's request; raises InvalidRequest, or NewerVersion. Without an `id` of its own it has the ticket's."""
+    return parse_create_post(with_id(ticket.body, ticket.id, known=VERSION, contract="post.create"))

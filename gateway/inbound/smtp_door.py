@@ -39,11 +39,13 @@ class SmtpDoor(Door):
         """Listens for them, too, beside `start`; raises OSError when the address cannot be had."""
         if self.certificates is None:
             raise ValueError("TLS needs a certificate")
-        context, address = self.certificates.listening_context(), parse_listen(listen)
-        tls = {"ssl": context, "ssl_handshake_timeout": self.limits.handshake_seconds}
+        tls = {
+            "ssl": self.certificates.listening_context(),
+            "ssl_handshake_timeout": self.limits.handshake_seconds,
+        }
         if inherited:
             await self.listen_on(inherited, **tls)
             self.tls_address = " ".join(spoken(listener) for listener in inherited)
-        elif isinstance(address, TcpAddress):
+        elif isinstance(address := parse_listen(listen), TcpAddress):
             self.tls_address = await self.listen_tcp(address, **tls)
         self.log.service("smtps-door", "listening", at=self.tls_address)

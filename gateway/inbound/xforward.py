@@ -3,8 +3,8 @@
 The verb of both doors, before MAIL; its facts hold for one mail.  We read ADDR and HELO, and pass over the others.
 Trusted are the hosts of `trusted_hosts`, and whoever may open the UNIX socket: for these facts and for what it writes about a
 mail (`Envelope.by_trusted_host`), never as loopback.
-Promise: once a mail server spoke of its client, that client is never taken for the mail server itself: what is unavailable
-or cannot be read leaves the client unknown.
+Promise: once a mail server spoke of its client, that client is never taken for the mail server itself, nor for this host:
+what is unavailable or cannot be read, and a loopback address, leaves the client unknown.
 """
 
 from __future__ import annotations
@@ -86,6 +86,16 @@ def _decoded(encoded: str) -> str:
 def _address(value: str) -> str:
     tagged = value[:5].upper() == "IPV6:"
     try:
-        return str(ipaddress.ip_address(value[5:] if tagged else value))
+        return named_client(value[5:] if tagged else value)
     except ValueError:
         raise ValueError("ADDR is no IP address") from None
+
+
+def named_client(address: str) -> str:
+    """A client as somebody else names it; raises ValueError for no IP address.
+
+    Loopback is somebody else's loopback: only who connects to us directly is ever taken for a program of this host.
+    """
+    client = ipaddress.ip_address(address)
+    mapped = getattr(client, "ipv4_mapped", None) or client
+    return UNKNOWN_CLIENT if mapped.is_loopback or mapped.is_unspecified else str(mapped)

@@ -75,7 +75,8 @@ class LoopGuard:
 
     def judge(self, envelope: Envelope, octets: bytes, text: str = "", *, is_verified: bool = False) -> Telling:
         """The verdict on a mail; `text` is its plain text where that is known, to guess its language by."""
-        is_proven = is_verified or envelope.is_sender_by_login
+        # A mail server of ours may log in as well; then its login is no word about the senders whose mail it brings.
+        is_proven = is_verified or (envelope.is_sender_by_login and not envelope.by_trusted_host)
         doubt = "" if is_proven else self.doubt_of_sender(envelope)
         if untold := doubt or self.doubt_of_address(envelope.mail_from):
             return Telling(untold=untold)
@@ -118,26 +119,9 @@ class LoopGuard:
         return f"{mail_from} is an address of ours" if self.is_own_address(mail_from) else ""
 
     def doubt_of_headers(self, headers: Headers) -> str:
-        """Why the headers say that a machine or a list sent it; '' when nothing does."""
-        names = headers.values.keys()
-        if TRACE_HEADER.lower() in names:
-            return "it is a notice of ours, come back"
-        if any(_word(value) != "no" for value in headers.all("auto-submitted")):
-            return f"it is auto-submitted: {headers.first('auto-submitted')[:40]}"
-        if any(_word(value) not in ("", "first-class", "special-delivery") for value in headers.all("precedence")):
-            return f"its precedence is {_word(headers.first('precedence'))[:40]}"
-        if listed := sorted(name for name in names if name.startswith("list-")):
-            return f"it comes from a list ({listed[0]})"
-        if machine := sorted(names & _MACHINES_HEADERS):
-            return f"a machine sent it ({machine[0]})"
-        if any(_word(value) != "none" for value in headers.all("x-auto-response-suppress")):
-            return "it asks for no automatic answer"
-        if any(
-            _word(value) in ("multipart/report", "message/delivery-status") for value in headers.all("content-type")
-        ):
-            return "it is a report itself"
-        if any(value.replace(" ", "") == "<>" for value in headers.all("return-path")):
-            return "it was a bounce before it came here"
+        """Why the headers say that a machine, a list or we sent it; '' when nothing does."""
+        if found := machine_mark(headers):
+            return found
         return "its Message-ID is one of ours" if self._is_ours(headers.message_id) else ""
 
     def _is_ours(self, message_id: str) -> bool:
@@ -178,6 +162,28 @@ def read_headers(octets: bytes) -> Headers | None:
     for name, value in split_header(block):
         values.setdefault(name.lower(), []).append(" ".join(value.split()))
     return Headers(values=values) if values else None
+
+
+def machine_mark(headers: Headers) -> str:
+    """Why the headers say that a machine or a list sent it; '' when nothing does."""
+    names = headers.values.keys()
+    if TRACE_HEADER.lower() in names:
+        return "it is a notice of ours, come back"
+    if any(_word(value) != "no" for value in headers.all("auto-submitted")):
+        return f"it is auto-submitted: {headers.first('auto-submitted')[:40]}"
+    if any(_word(value) not in ("", "first-class", "special-delivery") for value in headers.all("precedence")):
+        return f"its precedence is {_word(headers.first('precedence'))[:40]}"
+    if listed := sorted(name for name in names if name.startswith("list-")):
+        return f"it comes from a list ({listed[0]})"
+    if machine := sorted(names & _MACHINES_HEADERS):
+        return f"a machine sent it ({machine[0]})"
+    if any(_word(value) != "none" for value in headers.all("x-auto-response-suppress")):
+        return "it asks for no automatic answer"
+    if any(_word(value) in ("multipart/report", "message/delivery-status") for value in headers.all("content-type")):
+        return "it is a report itself"
+    if any(value.replace(" ", "") == "<>" for value in headers.all("return-path")):
+        return "it was a bounce before it came here"
+    return ""
 
 
 def header_octets(octets: bytes) -> bytes:

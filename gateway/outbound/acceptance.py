@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from gateway.contract.email_send import VERSION, SendEmail, parse_send_email, refuse_too_large
 from gateway.contract.request import answer_json, claimed_id
+from gateway.contract.versions import refuse_newer
 from gateway.errors import InvalidRequest, Problem
 from gateway.mail.addresses import parse_address, wire_mailbox
 from gateway.mail.ids import new_id
@@ -29,10 +30,6 @@ class Templates(Protocol):
     """What acceptance asks of the templates."""
 
     def problems(self, name: str, params: dict[str, Any]) -> list[Problem]: ...
-
-
-class NewerVersion(Exception):
-    """The request speaks a later version of the contract: a newer worker will understand it."""
 
 
 class AcceptanceDesk:
@@ -130,9 +127,7 @@ def read_request(ticket: Ticket) -> SendEmail:
         return parse_send_email(ticket.body)  # says what is wrong in its own words
     if not isinstance(data, dict):
         return parse_send_email(ticket.body)
-    version = data.get("version", VERSION)
-    if isinstance(version, int) and version > VERSION:
-        raise NewerVersion(f"version {version} of email.send, this worker reads {VERSION}")
+    refuse_newer(data, known=VERSION, contract="email.send")
     if "id" in data:
         return parse_send_email(ticket.body)
     return parse_send_email(json.dumps(data | {"id": ticket.id}))  # a new id at each delivery would be a new email

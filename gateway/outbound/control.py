@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from gateway.contract.control import Action, ControlEmail, parse_control_email
+from gateway.contract.control import VERSION, Action, ControlEmail, parse_control_email
 from gateway.contract.request import answer_json, claimed_id, with_id
 from gateway.errors import FaultOwner, InvalidRequest, PermanentFailure, Problem, TransientFailure
 from gateway.maillog import MailLog
@@ -65,7 +65,7 @@ class ControlDesk:
     def _read(self, ticket: Ticket) -> ControlEmail:
         if self._is_app_proven and not ticket.app:
             raise InvalidRequest([Problem("user_id", _UNPROVEN)])
-        return parse_control_email(with_id(ticket.body, ticket.id))
+        return parse_control_email(with_id(ticket.body, ticket.id, known=VERSION, contract="email.control"))
 
     async def _change(self, request: ControlEmail, ticket: Ticket) -> int:
         """How many recipients it changed, 0 where the same was done before; raises InvalidRequest with the reason why not."""

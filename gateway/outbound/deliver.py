@@ -35,7 +35,7 @@ from gateway.errors import (
 from gateway.mail.disposition import CANNOT_RENDER, Disposition
 from gateway.mail.ids import new_id
 from gateway.maillog import MailLog
-from gateway.outbound.acceptance import AcceptanceDesk, Answer, NewerVersion
+from gateway.outbound.acceptance import AcceptanceDesk, Answer
 from gateway.outbound.hold import Hold
 from gateway.outbound.in_order import Publish, start_next
 from gateway.outbound.relay import Deferred, OutcomeUnknown, Refused, RelayPool, RelayResult, RelayUnusable
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PARKED_SECONDS = 3600
 LOOK_AGAIN_SECONDS = 5
 _WAITS_FOR_A_PERSON = (Disposition.HELD, Disposition.DEAD)
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
@@ -125,10 +124,7 @@ class Deliver:
                 begin_until=begin_until,
             )
         else:
-            try:
-                accepted = await self._desk.accept(ticket)
-            except NewerVersion:
-                return self._later(PARKED_SECONDS)
+            accepted = await self._desk.accept(ticket)
             if accepted is None:
                 return Done()
             if accepted.serial_key is not None:

@@ -28,7 +28,7 @@ class Acks:
 
     async def give_back(self, tag: int, *, is_counted: bool) -> None:
         """Requeues a delivery.  Counted means rejected: since RabbitMQ 4.3 a nack is not counted, before it both are."""
-        del self._is_done[tag]
+        self._is_done.pop(tag, None)  # not there: the channel is lost already
         with faults_told("cannot give back"):
             await (self._channel.basic_reject if is_counted else self._channel.basic_nack)(
                 tag, requeue=True, wait=False

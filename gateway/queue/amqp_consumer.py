@@ -222,13 +222,12 @@ class AmqpConsumer:
         self._let_go(delivery)
 
     async def _return(self, delivery: Delivery, *, is_counted: bool) -> None:
-        if self._session is not None and delivery.line.is_serial and not self._wants:
-            await self._hang_up(self._session, delivery.line)
-            return
-        is_over = delivery.is_over
-        self._let_go(delivery)
-        if not is_over:
-            await delivery.acks.give_back(delivery.tag, is_counted=is_counted)
+        with suppress(QueueUnavailable):  # the channel is lost, and puts it back itself
+            if self._session is not None and delivery.line.is_serial and not self._wants:
+                await self._hang_up(self._session, delivery.line)
+            elif not delivery.is_over:
+                self._let_go(delivery)
+                await delivery.acks.give_back(delivery.tag, is_counted=is_counted)
 
     async def _leave_serial(self, session: Session) -> None:
         """Hands `email.send.serial` over, unless a ticket of it is at work: then its settling does."""

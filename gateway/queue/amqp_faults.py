@@ -6,6 +6,7 @@ The library waits without end for a channel while the broker blocks the connecti
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,9 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from gateway.errors import QueueUnavailable
 
 RPC_SECONDS = 10.0
+
+# What it says of a connection that fails goes to stderr where nobody set up logging; it is told as QueueUnavailable.
+logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -173,6 +173,13 @@ class Broker(Protocol):
         """The dead letters, oldest first, their tickets without the bodies."""
         ...
 
+    def all_dead(self) -> AsyncIterator[DeadTicket]:
+        """Every dead letter with its body, however many, one after the other and in no promised order.
+
+        Iterate without dawdling and to the end, or close it: where queues cannot be looked into, other readers wait.
+        """
+        ...
+
     async def dead_one(self, number: str) -> DeadTicket | None:
         """One dead letter with its body; None when there is none of that number."""
         ...

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from gateway.errors import PermanentFailure, QueueUnavailable, StorageFault
+from gateway.queue import receipt_table
 from gateway.queue import sqlite_tables as tables
 from gateway.queue.receipts import SqliteReceipts
 from gateway.queue.sqlite import Life
@@ -62,13 +63,13 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What a file still holds: tickets by queue, and whether some of its own lie aside where they were to go."""
+    """What a file still holds: tickets by queue, and whether a move of it has begun and not ended."""
 
     tickets: dict[str, int]
-    lies_aside: bool
+    is_under_way: bool
 
     def __bool__(self) -> bool:
-        return bool(self.tickets) or self.lies_aside
+        return bool(self.tickets) or self.is_under_way
 
 
 async def what_is_left(path: Path) -> Left:
@@ -198,7 +199,9 @@ def _counts(connection: Connection) -> dict[str, int]:
 
 
 def _left(connection: Connection) -> Left:
-    return Left(tickets=_counts(connection), lies_aside=_value(connection, "stage") == Stage.FILLED)
+    lies_aside = _value(connection, "stage") == Stage.FILLED
+    owes_receipts = _value(connection, "to") != "" and receipt_table.last(connection) > 0
+    return Left(tickets=_counts(connection), is_under_way=lies_aside or owes_receipts)
 
 
 def _claim_batch(connection: Connection, *, holder: str) -> list[Parcel]:

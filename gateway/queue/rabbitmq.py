@@ -17,7 +17,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -285,7 +285,7 @@ class RabbitmqBroker:
                 ready = {name: await looking.count(name) for name in sorted(self._known)}
                 delayed = {name: await self._count_delayed(looking, name) for name in ready}
         count = await self._census({name: found.consumers for name, found in ready.items()})
-        dead = await self._count_dead(connection)
+        dead = await self._dead.count(connection)
         depths = []
         for name in {*ready, *dead}:
             tally = count.of(name)
@@ -294,7 +294,7 @@ class RabbitmqBroker:
                 ready=ready[name].ready if name in ready else 0,
                 leased=tally.leased,
                 delayed=delayed.get(name, 0) + tally.held,
-                dead=dead.get(name, 0),
+                dead=dead[name],
                 oldest_seconds=None,
             )
             if depth.ready and tally.seen:
@@ -329,17 +329,6 @@ class RabbitmqBroker:
             return 0
         return sum([(await looking.count(delay_queue(step, home))).ready for step in STEPS])
 
-    async def _count_dead(self, connection: AbstractConnection) -> dict[str, int]:
-        with faults_told("cannot look at the dead letters"):
-            async with topology.Looking(connection) as looking:
-                counts = [(await looking.count(box)).ready for box in topology.DEAD_BOXES]
-        if not any(counts):
-            return {}
-        dead: dict[str, int] = {}
-        for letter in await self.dead():
-            dead[letter.queue] = dead.get(letter.queue, 0) + 1
-        return dead
-
     async def _census(self, consumers: Mapping[str, int]) -> Count:
         return await amqp_census.ask(await self._unblocked(), self._own_tallies(), consumers, name=self._name)
 
@@ -365,6 +354,11 @@ class RabbitmqBroker:
         letters = await self._dead.read(await self._unblocked(), limit=limit)
         letters.sort(key=lambda letter: letter.died_at)
         return [replace(letter, ticket=replace(letter.ticket, body=b"")) for letter in letters[:limit]]
+
+    async def all_dead(self) -> AsyncIterator[DeadTicket]:
+        async with aclosing(self._dead.each(await self._unblocked())) as letters:
+            async for letter in letters:
+                yield letter
 
     async def dead_one(self, number: str) -> DeadTicket | None:
         return await self.find_dead(number)

@@ -34,13 +34,16 @@ from gateway.queue.shares import Shares
 from gateway.queue.sqlite_tables import Claim, Row, micros
 from gateway.queue.ticket import Ticket, routed
 from gateway.runtime import Clock, failpoint, utc_now
-from gateway.sqlite_file import PATIENCE_SECONDS, Bell, Connection, SqliteFile, make_folder_beside, open_beside
+from gateway.sqlite_bells import Bell
+from gateway.sqlite_file import PATIENCE_SECONDS, Connection, SqliteFile
+from gateway.sqlite_turn import make_folder_beside, open_beside
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
 MAX_REPLY_NAME = 200
 LOOK_ROWS = 20_000
+DEAD_AT_ONCE = 20
 
 
 class SqliteBroker:
@@ -134,6 +137,13 @@ class SqliteBroker:
 
     async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
         return await self._read(partial(tables.dead, limit=limit))
+
+    async def all_dead(self) -> AsyncIterator[DeadTicket]:
+        last = 0
+        while letters := await self._read(partial(tables.dead_after, number=last, limit=DEAD_AT_ONCE)):
+            for letter in letters:
+                yield letter
+            last = int(letters[-1].number)
 
     async def dead_one(self, number: str) -> DeadTicket | None:
         return await self._read(partial(tables.dead_one, number=number))

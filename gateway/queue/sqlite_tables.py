@@ -357,6 +357,16 @@ def dead(connection: Connection, limit: int) -> list[DeadTicket]:
     return [_dead_ticket(values) for values in rows.fetchall()]
 
 
+def dead_after(connection: Connection, number: int, limit: int) -> list[DeadTicket]:
+    """Dead letters with their bodies, by their numbers, those above `number`."""
+    rows = connection.execute(
+        f"""SELECT {_DEAD_COLUMNS.format(body="body")} FROM tickets JOIN bodies USING (number)
+            WHERE number > ? AND queue IN (?, ?) AND token IS NULL ORDER BY number LIMIT ?""",
+        (number, DEAD_FAILED, DEAD_CRASHED, limit),
+    )
+    return [_dead_ticket(values) for values in rows.fetchall()]
+
+
 def dead_one(connection: Connection, number: str) -> DeadTicket | None:
     rows = connection.execute(
         f"""SELECT {_DEAD_COLUMNS.format(body="body")} FROM tickets JOIN bodies USING (number)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+from gateway.contract.versions import PARKED_SECONDS, NewerVersion
 from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, TransientFailure
 from gateway.queue.broker import Broker, Consumer, Dead, Done, Later, Lease, Outcome, Release, Suspect
 from gateway.queue.ladder import Ladder
@@ -320,6 +321,8 @@ class _Bench:
             return await self._run(self._handler(ticket), ticket)
         except (KeyboardInterrupt, SystemExit):
             raise
+        except NewerVersion:
+            return Later(at=self.rules.clock() + timedelta(seconds=PARKED_SECONDS), climbs=False)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

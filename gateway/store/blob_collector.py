@@ -63,9 +63,9 @@ class Collector:
             rings=False,
         )
 
-    async def note_dead_tickets(self, letters: Iterable[tuple[str, bytes]]) -> None:
-        """Keeps what dead letters carry: their ticket's id, and header and body, in which digests are looked for."""
-        found = {(ticket, name.decode()) for ticket, octets in letters for name in _DIGEST.findall(octets)}
+    async def note_dead_tickets(self, carried: Iterable[tuple[str, str]]) -> None:
+        """Keeps what dead letters carry: (ticket's id, digest) for each."""
+        found = set(carried)
         now = self._clock()
 
         def work(connection: sa.Connection) -> None:
@@ -97,6 +97,11 @@ class Collector:
 
     async def _nameless(self, digests: Sequence[str]) -> list[str]:
         return sorted(set(digests) - await self._database.read(lambda connection: named_of(connection, digests)))
+
+
+def digests_in(octets: bytes) -> list[str]:
+    """The blobs that a dead letter's header or body names."""
+    return [name.decode() for name in _DIGEST.findall(octets)]
 
 
 def named_of(connection: sa.Connection, digests: Sequence[str]) -> set[str]:

@@ -27,12 +27,13 @@ from gateway.store.schema import as_json, confirmations, deliveries, mails, peop
 OPEN, ANSWERED, EXPIRED = "open", "answered", "expired"
 PER_DAY = 3
 AT_ONCE = 20
+LATER_LISTED = 50
 _HELD = deliveries.c.disposition == Disposition.HELD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request; `mails` are the held mails it asks about, `later` those that came since.
+    """One request; `mails` are the held mails it asks about, `later` those that came since: the first of them, `more` in all.
 
     Each has id, rcpt_to, mailbox, received_at, subject, mail_from, client, size and reason.
     """
@@ -44,6 +45,7 @@ class Request:
     expires_at: datetime
     mails: tuple[dict[str, Any], ...]
     later: tuple[dict[str, Any], ...]
+    more: int
 
 
 class Confirmations:
@@ -157,15 +159,19 @@ def _request(connection: sa.Connection, request_id: str) -> Request | None:
         return None
     facts = {key: value for key, value in row.items() if key != "person_id"}
     listed = _waiting(connection, deliveries.c.confirmation_id == request_id)
-    later = _waiting(connection, sa.and_(*_unasked(row["person_id"])))
-    return Request(**facts, mails=tuple(map(as_json, listed)), later=tuple(map(as_json, later)))
+    unasked = sa.and_(_HELD, *_unasked(row["person_id"]))
+    later = _waiting(connection, unasked, at_most=LATER_LISTED)
+    more = connection.execute(sa.select(sa.func.count()).select_from(deliveries).where(unasked)).scalar_one()
+    return Request(**facts, mails=tuple(map(as_json, listed)), later=tuple(map(as_json, later)), more=more)
 
 
-def _waiting(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
+def _waiting(
+    connection: sa.Connection, which: sa.ColumnElement[bool], *, at_most: int | None = None
+) -> Sequence[sa.RowMapping]:
     columns = (mails.c.id, mails.c.received_at, mails.c.mail_from, mails.c.subject, mails.c.client, mails.c.size)
     query = sa.select(*columns, deliveries.c.rcpt_to, deliveries.c.mailbox, deliveries.c.reason)
     query = query.join_from(mails, deliveries, deliveries.c.mail_id == mails.c.id)
-    query = query.where(_HELD, which).order_by(mails.c.received_at, mails.c.id)
+    query = query.where(_HELD, which).order_by(mails.c.received_at, mails.c.id).limit(at_most)
     return connection.execute(query).mappings().all()
 
 

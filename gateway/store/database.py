@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -155,12 +155,20 @@ async def open_database(url: str, *, known: str = "") -> Database:
         if known and version is None:
             raise _gone("its database is empty", known)
         if version != HEAD:
-            await upgrade(database)
+            await _upgraded(upgrade(database))
         await refuse_moved(database)
     except BaseException:
         await database.close()
         raise
     return database
+
+
+async def _upgraded(upgrade: Awaitable[None]) -> None:
+    try:
+        await upgrade
+    except StoreUnavailable as fault:
+        told = f"{fault}: its schema is older and was not led up; `gateway db upgrade` takes the time it needs"
+        raise StoreUnavailable(told) from fault
 
 
 async def open_as_it_is(url: str, *, patiently: bool = False, known: str = "") -> Database:

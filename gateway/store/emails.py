@@ -4,14 +4,14 @@ Journal of one attempt: `claim` → `record_dot_sent` → relayed, delayed, fail
 that may have reached somebody: raised with `record_dot_sent`, taken back when the relay then says no.
 Promises: each verb is one transaction of row, timeline and event; a verb with a Claim changes the row only while that
 claim holds, else ClaimLost; a claim that ran out after the dot becomes `unknown`, never a silent second copy.
-Order per key is kept in `store.serial`.  Limit: time is the clock it is given (the database's), taken in the transaction.
+Order per key is kept in `store.serial`, the steps that the verbs share are in `store.email_changes`.
+Limit: time is the clock it is given (the database's), taken in the transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,15 +21,16 @@ import sqlalchemy as sa
 
 from gateway.contract.email_send import SendEmail, parse_send_email
 from gateway.contract.events import EventType
-from gateway.errors import ClaimLost, Problem, StoreUnavailable
+from gateway.errors import Problem, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.reply import Reply
 from gateway.runtime import Clock
 from gateway.store import email_rows as rows
-from gateway.store import notice_plans, serial
+from gateway.store import serial
 from gateway.store.accepting import RENDERED, REQUEST, NewEmail, insert_email
 from gateway.store.blobs import BlobStore
 from gateway.store.database import Database, insert_absent
+from gateway.store.email_changes import RowChanges, change_claimed, ended, given_up, not_taken, reply_values
 from gateway.store.email_rows import Row
 from gateway.store.journal import Fact, Journal
 from gateway.store.ledger import Acceptance, Claim, EmailRecord, RecipientRecord
@@ -37,7 +38,6 @@ from gateway.store.ledger_mark import LedgerMark
 from gateway.store.refused import insert_rejection
 from gateway.store.schema import (
     MAX_ROW_BYTES,
-    as_json,
     email_octets,
     email_recipients,
     emails,
@@ -92,7 +92,7 @@ class DatabaseLedger:
         self._journal = Journal(database, clock=clock, hostname=hostname)
         self._clock = clock
         self._return_path = return_path
-        self._unknown_wait = timedelta(seconds=unknown_wait_seconds)
+        self._changes = RowChanges(self._journal, unknown_wait=timedelta(seconds=unknown_wait_seconds))
         self._lifetime = timedelta(seconds=lifetime_seconds)
         self._mark = mark
 
@@ -182,13 +182,13 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> Claim | RecipientRecord:
             row = rows.row_of(connection, email_id, recipient, to_change=True)
             if rows.is_lost_after_dot(row, now):
-                self._become_unknown(connection, now, row, reason="no word after the final dot")
+                self._changes.become_unknown(connection, now, row, reason="no word after the final dot")
             elif rows.is_due(row, now) and row.expires_at <= now:
-                self._expire(connection, now, row)
+                self._changes.expire(connection, now, row)
             elif rows.is_due(row, now) and not serial.may_go(connection, row):
-                self._send_back(connection, now, row)
+                self._changes.send_back(connection, now, row)
             elif rows.is_due(row, now):
-                return self._take(connection, now, row, ticket_id=ticket_id, until=now + lifetime)
+                return self._changes.take(connection, now, row, ticket_id=ticket_id, until=now + lifetime)
             return rows.record_of(rows.row_of(connection, email_id, recipient))
 
         return await self._journal.record("claimed", work)
@@ -196,7 +196,7 @@ class DatabaseLedger:
     async def renew(self, claim: Claim, *, lifetime_seconds: float) -> Claim:
         def work(connection: sa.Connection, now: datetime) -> Claim:
             until = now + timedelta(seconds=lifetime_seconds)
-            _change_claimed(connection, claim, {"claim_until": until})
+            change_claimed(connection, claim, {"claim_until": until})
             return replace(claim, until=until)
 
         return await self._journal.record("renewed", work)
@@ -205,8 +205,10 @@ class DatabaseLedger:
         """Journals that the final dot goes out next: from here on the recipient may have a copy."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
-            _change_claimed(connection, claim, {"dot_sent_at": now, "copies": claim.copy, "updated_at": now})
-            return self._note(connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy})
+            change_claimed(connection, claim, {"dot_sent_at": now, "copies": claim.copy, "updated_at": now})
+            return self._changes.note(
+                connection, now, claim, "dot_sent", {"attempt": claim.attempt, "copy": claim.copy}
+            )
 
         number = await self._journal.record("dot_sent", work)
         if self._mark is not None:
@@ -216,11 +218,11 @@ class DatabaseLedger:
                 raise StoreUnavailable(f"the ledger's mark cannot be written: {error}") from error
 
     async def record_relayed(self, claim: Claim, *, relay: str, reply: Reply) -> None:
-        outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "", **_reply_values(reply)}
+        outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "", **reply_values(reply)}
 
         def work(connection: sa.Connection, now: datetime) -> None:
-            row = _change_claimed(connection, claim, _ended(now) | outcome | {"attempts": claim.attempt})
-            self._tell(connection, now, row, "email.relayed")
+            row = change_claimed(connection, claim, ended(now) | outcome | {"attempts": claim.attempt})
+            self._changes.tell(connection, now, row, "email.relayed")
 
         await self._journal.record("relayed", work)
 
@@ -231,9 +233,16 @@ class DatabaseLedger:
             row = rows.row_of(connection, claim.email_id, claim.recipient, to_change=True)
             if row.disposition not in _HEALS and row.claim_token != claim.token:
                 return False
-            outcome = {"disposition": Disposition.RELAYED, "relay": relay, "reason": "late", **_reply_values(reply)}
-            self._change(connection, row, _ended(now) | outcome)
-            self._tell(connection, now, rows.row_of(connection, claim.email_id, claim.recipient), "email.relayed")
+            outcome = {
+                "disposition": Disposition.RELAYED,
+                "relay": relay,
+                "reason": "late",
+                **reply_values(reply),
+            }
+            self._changes.change(connection, row, ended(now) | outcome)
+            self._changes.tell(
+                connection, now, rows.row_of(connection, claim.email_id, claim.recipient), "email.relayed"
+            )
             return True
 
         return await self._journal.record("late_relayed", work)
@@ -249,23 +258,23 @@ class DatabaseLedger:
         ticket_id: str,
     ) -> None:
         """The attempt did not succeed; `ticket_id` names the ticket that works the row next."""
-        outcome = {"disposition": Disposition.DELAYED, "relay": relay, "reason": reason, **_reply_values(reply)}
+        outcome = {"disposition": Disposition.DELAYED, "relay": relay, "reason": reason, **reply_values(reply)}
         next_ = {"next_attempt_at": next_attempt_at, "ticket_id": ticket_id}
 
         def work(connection: sa.Connection, now: datetime) -> None:
             spent = {"attempts": claim.attempt}
-            row = _change_claimed(connection, claim, _ended(now) | _not_taken() | outcome | spent | next_)
-            self._tell(connection, now, row, "email.delayed")
+            row = change_claimed(connection, claim, ended(now) | not_taken() | outcome | spent | next_)
+            self._changes.tell(connection, now, row, "email.delayed")
 
         await self._journal.record("delayed", work)
 
     async def record_failed(self, claim: Claim, *, relay: str, reply: Reply, reason: str) -> None:
-        outcome = {"disposition": Disposition.FAILED, "relay": relay, "reason": reason, **_reply_values(reply)}
+        outcome = {"disposition": Disposition.FAILED, "relay": relay, "reason": reason, **reply_values(reply)}
 
         def work(connection: sa.Connection, now: datetime) -> None:
             spent = {"attempts": claim.attempt}
-            row = _change_claimed(connection, claim, _ended(now) | _not_taken() | outcome | spent)
-            self._tell(connection, now, row, "email.failed")
+            row = change_claimed(connection, claim, ended(now) | not_taken() | outcome | spent)
+            self._changes.tell(connection, now, row, "email.failed")
 
         await self._journal.record("failed", work)
 
@@ -273,9 +282,9 @@ class DatabaseLedger:
         """The dot went out and no intelligible answer came: the request's `on_unknown` decides what follows."""
 
         def work(connection: sa.Connection, now: datetime) -> None:
-            _change_claimed(connection, claim, {"relay": relay})
+            change_claimed(connection, claim, {"relay": relay})
             row = rows.row_of(connection, claim.email_id, claim.recipient)
-            self._become_unknown(connection, now, row, reason=reason)
+            self._changes.become_unknown(connection, now, row, reason=reason)
 
         await self._journal.record("unknown", work)
 
@@ -284,8 +293,8 @@ class DatabaseLedger:
 
         def work(connection: sa.Connection, now: datetime) -> None:
             back = {"disposition": email_recipients.c.claimed_from, "next_attempt_at": due_at or now}
-            _change_claimed(connection, claim, _ended(now) | _not_taken() | back)
-            self._note(connection, now, claim, "claim_released", {"attempt": claim.attempt})
+            change_claimed(connection, claim, ended(now) | not_taken() | back)
+            self._changes.note(connection, now, claim, "claim_released", {"attempt": claim.attempt})
 
         await self._journal.record("claim_released", work)
 
@@ -300,7 +309,7 @@ class DatabaseLedger:
             ]
             for row in mine:
                 if rows.is_due(row, now):
-                    self._change(connection, row, _given_up(row, now) | {"next_attempt_at": until})
+                    self._changes.change(connection, row, given_up(row, now) | {"next_attempt_at": until})
             return bool(mine)
 
         return await self._journal.record("postponed", work)
@@ -394,10 +403,10 @@ class DatabaseLedger:
         def work(connection: sa.Connection, now: datetime) -> int:
             lost = rows.lost_rows(connection, now=now, limit=limit, to_change=True)
             for row in lost:
-                self._become_unknown(connection, now, row, reason="no word after the final dot")
+                self._changes.become_unknown(connection, now, row, reason="no word after the final dot")
             expired = rows.expired_rows(connection, now=now, limit=limit, to_change=True)
             for row in expired:
-                self._expire(connection, now, row)
+                self._changes.expire(connection, now, row)
             return len(lost) + len(expired)
 
         now = self._clock()
@@ -425,8 +434,8 @@ class DatabaseLedger:
             if rows.record_of(current) != row:
                 return False
             due = max(now, current.next_attempt_at or now)
-            self._change(
-                connection, current, _given_up(current, now) | {"ticket_id": ticket_id, "next_attempt_at": due}
+            self._changes.change(
+                connection, current, given_up(current, now) | {"ticket_id": ticket_id, "next_attempt_at": due}
             )
             fact = Fact(subject=row.email_id, step="reissued", recipient=row.recipient, data={"ticket": ticket_id})
             self._journal.note(connection, now, fact)
@@ -452,154 +461,26 @@ class DatabaseLedger:
         octets: bytes = row.octets if row.blob is None else await self._blobs.get(row.blob)
         return octets
 
-    def _take(self, connection: sa.Connection, now: datetime, row: Row, *, ticket_id: str, until: datetime) -> Claim:
-        token = secrets.token_hex(16)
-        attempt, copy = row.attempts + 1, row.copies + 1
-        claimed_from = row.claimed_from if row.disposition == Disposition.SENDING else row.disposition
-        held = {"claim_token": token, "claim_until": until, "claimed_from": claimed_from, "dot_sent_at": None}
-        values = held | {"disposition": Disposition.SENDING, "ticket_id": ticket_id, "updated_at": now}
-        self._change(connection, row, values)
-        claim = Claim(
-            email_id=row.email_id, recipient=row.recipient, token=token, until=until, attempt=attempt, copy=copy
-        )
-        self._note(connection, now, claim, "claimed", {"attempt": attempt, "copy": copy})
-        return claim
-
-    def _send_back(self, connection: sa.Connection, now: datetime, row: Row) -> None:
-        """A row that was made due out of turn waits again."""
-        waits = {"disposition": Disposition.PENDING, "reason": serial.WAITS, "ticket_id": ""}
-        self._change(connection, row, _ended(now) | waits)
-        data = {"serial_key": row.serial_key, "position": row.serial_position}
-        fact = Fact(subject=row.email_id, step="sent_back", recipient=row.recipient, data=data)
-        self._journal.note(connection, now, fact)
-
-    def _become_unknown(self, connection: sa.Connection, now: datetime, row: Row, *, reason: str) -> None:
-        due = now + self._unknown_wait if row.on_unknown == "resend" else None
-        outcome = {"disposition": Disposition.UNKNOWN, "reason": reason, "attempts": row.attempts + 1}
-        self._change(connection, row, _ended(now) | outcome | {"next_attempt_at": due})
-        self._tell(connection, now, rows.row_of(connection, row.email_id, row.recipient), "email.unknown")
-
-    def _expire(self, connection: sa.Connection, now: datetime, row: Row) -> None:
-        reason = f"{row.disposition} until its time ran out" + (f": {row.reason}" if row.reason else "")
-        self._change(connection, row, _ended(now) | {"disposition": Disposition.EXPIRED, "reason": reason})
-        self._tell(connection, now, rows.row_of(connection, row.email_id, row.recipient), "email.expired")
-
     async def _each(self, email_id: str, change: _Change, values: Callable[[Row], dict[str, Any]]) -> int:
         """Changes the recipients that are in one of these dispositions or abandoned on the way; returns how many."""
 
         def work(connection: sa.Connection, now: datetime) -> int:
             found = [row for row in rows.rows_of(connection, email_id, to_change=True) if change.concerns(row, now)]
             for row in found:
-                self._change(connection, row, _ended(now) | values(row))
+                self._changes.change(connection, row, ended(now) | values(row))
                 changed = rows.row_of(connection, email_id, row.recipient)
-                self._tell(connection, now, changed, change.event, step=change.step, by=change.by)
+                self._changes.tell(connection, now, changed, change.event, step=change.step, by=change.by)
             return len(found)
 
         return await self._journal.record(change.step, work)
 
-    def _change(self, connection: sa.Connection, row: Row, values: dict[str, Any]) -> None:
-        """Compare-and-set: raises ClaimLost when the row is not what it was when it was read."""
-        table = email_recipients.c
-        same = (
-            table.email_id == row.email_id,
-            table.recipient == row.recipient,
-            table.disposition == row.disposition,
-            table.claim_token.is_not_distinct_from(row.claim_token),
-        )
-        if connection.execute(sa.update(email_recipients).where(*same).values(values)).rowcount != 1:
-            raise ClaimLost(f"{row.email_id} to {row.recipient} changed meanwhile")
-
-    def _note(self, connection: sa.Connection, now: datetime, claim: Claim, step: str, data: dict[str, Any]) -> int:
-        fact = Fact(subject=claim.email_id, step=step, recipient=claim.recipient, data=data)
-        return self._journal.note(connection, now, fact)
-
-    def _tell(
-        self,
-        connection: sa.Connection,
-        now: datetime,
-        row: Row,
-        event: EventType | None,
-        *,
-        step: str = "",
-        by: str = "",
-    ) -> None:
-        """Notes what a row became, as a line of the timeline and, where there is one for it, as an event."""
-        fact = Fact(
-            subject=row.email_id,
-            step=step or row.disposition,
-            recipient=row.recipient,
-            event=event,
-            data=_outcome_data(row) | ({"by": by} if by else {}),
-        )
-        self._journal.note(connection, now, fact)
-        if event is not None:
-            notice_plans.plan_for_requesters(connection, now, row, event)
-
 
 _HEALS = (Disposition.UNKNOWN, Disposition.DELAYED, Disposition.HELD)
 _STOPPED = (Disposition.HELD, Disposition.DEAD, Disposition.UNKNOWN)
-_CLAIMED = sa.update(email_recipients).where(
-    email_recipients.c.email_id == sa.bindparam("email"),
-    email_recipients.c.recipient == sa.bindparam("to"),
-    email_recipients.c.claim_token == sa.bindparam("token"),
-)
 
 
 def _held_by(who: str) -> str:
     return f"held by {who or 'an operator'}"
-
-
-def _change_claimed(connection: sa.Connection, claim: Claim, values: dict[str, Any]) -> Row:
-    """Changes the row while the claim holds and returns it as it is then; raises ClaimLost."""
-    mine = {"email": claim.email_id, "to": claim.recipient, "token": claim.token}
-    if connection.execute(_CLAIMED.values(values), mine).rowcount != 1:
-        raise ClaimLost(f"the claim on {claim.email_id} to {claim.recipient} is gone")
-    return rows.row_of(connection, claim.email_id, claim.recipient)
-
-
-def _ended(now: datetime) -> dict[str, Any]:
-    """The columns of a claim that is over."""
-    return {
-        "claim_token": None,
-        "claim_until": None,
-        "claimed_from": None,
-        "next_attempt_at": None,
-        "updated_at": now,
-    }
-
-
-def _given_up(row: Row, now: datetime) -> dict[str, Any]:
-    """What a row becomes when its abandoned claim is taken off it; nothing where there is none."""
-    return _ended(now) | {"disposition": row.claimed_from} if row.disposition == Disposition.SENDING else {}
-
-
-def _not_taken() -> dict[str, Any]:
-    """A dot that the relay said no to is no copy."""
-    table = email_recipients.c
-    copies = sa.case((table.dot_sent_at.is_not(None), table.copies - 1), else_=table.copies)
-    return {"copies": copies, "dot_sent_at": None}
-
-
-def _reply_values(reply: Reply) -> dict[str, Any]:
-    return {"reply_code": reply.code, "reply_enhanced": reply.enhanced_status, "reply_text": reply.text}
-
-
-def _outcome_data(row: Row) -> dict[str, Any]:
-    reply = rows.reply_of(row)
-    data = as_json(
-        {
-            "disposition": row.disposition,
-            "reason": row.reason,
-            "relay": row.relay,
-            "reply": str(reply) if reply else "",
-            "enhanced_status": row.reply_enhanced,
-            "attempts": row.attempts,
-            "copies": row.copies,
-            "next_attempt_at": row.next_attempt_at,
-            "message_id": row.message_id,
-        }
-    )
-    return {key: value for key, value in data.items() if value not in (None, "")}
 
 
 def _is_one_of(row: Row, dispositions: Iterable[Disposition], now: datetime) -> bool:

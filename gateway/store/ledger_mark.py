@@ -6,8 +6,8 @@ A ledger of the same epoch whose timeline ends before that number has gone back:
 Each host has a mark of its own and keeps it up with the dots of the others (`keep_up`), so that whichever starts first after a
 restore finds out; the new epoch keeps the others from holding what was accepted since.
 Limits: it is looked at when a process opens the store, so the gateway is stopped while a backup is restored; a mark that is
-restored with the ledger knows nothing, and neither does one that a power cut took the last moments from; who deletes the
-youngest lines of a timeline by hand makes a ledger look older than it is.
+restored with the ledger knows nothing (whoever does that says `gateway recover --hold`), and neither does one that a power cut
+took the last moments from; who deletes the youngest lines of a timeline by hand makes a ledger look older than it is.
 """
 
 from __future__ import annotations

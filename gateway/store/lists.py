@@ -34,6 +34,7 @@ Key = tuple[Any, ...]  # moment, id, and what tells the lines of one id apart
 MAX_WORDS = 8
 SLICE = 5_000
 SEARCHED_AT_ONCE = 50_000
+_MAX_LETTERS = 1_000  # SQLite refuses patterns of more than 50,000 bytes
 _MOST_BEGINNING = 1_000
 _MOST_POSITIONS = 2**31
 _MANY = (Disposition.RELAYED, Disposition.DELIVERED)
@@ -189,7 +190,8 @@ def _query(source: _Source, wanted: Mapping[str, str], page: Page, after: Key | 
         if name == "id":
             query = query.where(_begins(columns[1], value))
         elif name == "text":
-            query = query.where(*(_stands(source.searched, word) for word in value.split()[:MAX_WORDS]))
+            words = (word[:_MAX_LETTERS] for word in value.split()[:MAX_WORDS])
+            query = query.where(*(_stands(source.searched, word) for word in words))
         elif name in source.filters:
             query = query.where(_is(source.filters[name], value))
     if page.since is not None:

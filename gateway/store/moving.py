@@ -13,8 +13,9 @@ blobs it names have to be moved, too.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,8 @@ _LEFT = frozenset({schema.meta.name, schema.turns.name})  # `meta` goes by itsel
 _MAY_BE_THERE = frozenset({schema.blobs.name, *_LEFT})  # doors may be putting blobs already
 _PAGES = {schema.blobs.name: 2, schema.mail_octets.name: 50, schema.email_octets.name: 50, schema.outbox.name: 200}
 _PAGE_ROWS = 500
+LEAVING_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 
 Tell = Callable[[str, int, int], None]
 Key = tuple[Any, ...]
@@ -62,9 +65,11 @@ async def move_ledger(source: Database, target: Database, *, to: str, tell: Tell
     if await _begin(source, target):
         await source.write(lambda connection: _set(connection, ENDED, "yes"))
         return []
-    copied = [
-        await _copy(source, target, table, tell) for table in schema.metadata.sorted_tables if table.name not in _LEFT
-    ]
+    tables = [table for table in schema.metadata.sorted_tables if table.name not in _LEFT]
+    copied = [await _copy(source, target, table, tell) for table in tables]
+    # Once more, all at one moment: what somebody wrote into the old one meanwhile must not be closed in with it.
+    found = await source.read(lambda connection: {table.name: _count(connection, table) for table in tables})
+    copied = [replace(line, found=found[line.table]) for line in copied]
     if not any(item.lacking for item in copied):
         await target.write(_set_numbers)
         failpoint("move.copied-all")
@@ -190,11 +195,13 @@ def _unset(connection: sa.Connection, key: str) -> None:
 
 
 async def _refuse_company(database: Database) -> None:
-    """A server knows who else is there; processes that have a file open are known by `data_dir`."""
-    others = await database.read(_company)
-    if others:
-        text = f"{others} connections of other gateway processes are open to the database"
-        raise StoreUnavailable(f"{text}: stop them on every host first")
+    """A server knows who else is there, for a moment also who was killed; who has a file open is known by `data_dir`."""
+    deadline = asyncio.get_running_loop().time() + LEAVING_SECONDS
+    while others := await database.read(_company):
+        if asyncio.get_running_loop().time() > deadline:
+            text = f"{others} connections of other gateway processes are open to the database"
+            raise StoreUnavailable(f"{text}: stop them on every host first")
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _company(connection: sa.Connection) -> int:

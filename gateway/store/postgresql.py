@@ -7,8 +7,8 @@ COMMIT is told as StoreUnavailable: nobody knows whether it took place, and ever
 for a write may be cancelled, the write goes through.
 Time is the server's (`clock`), so that claims of several hosts mean the same.
 Promises: `write` returns after the server's durable commit; no call lasts longer than `Limits.patience_seconds`.
-Limits: durable is what the server was told it is (`synchronous_commit`, standbys); a pooler in transaction mode between us
-and the server loses bells and prepared statements, one in session mode does not.
+Limits: durable is what the server was told it is (`synchronous_commit`, standbys); a pooler between us and the server must
+be in session mode, for one in transaction mode loses bells and prepared statements.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from gateway.store.postgresql_faults import Verdict, leave_the_standby, verdict_
 from gateway.store.postgresql_url import PostgresAddress
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
     from gateway.store.database import Work
 
 T = TypeVar("T")
@@ -112,20 +114,13 @@ class PostgresDatabase:
     # how
 
     def _make_engine(self) -> AsyncEngine:
-        settings = {
-            "application_name": "gateway",
-            "lock_timeout": f"{self._limits.lock_seconds * 1000:.0f}",
-            "statement_timeout": f"{self._limits.statement_seconds * 1000:.0f}",
-            # A process that was stopped within a transaction must not keep its rows from everybody else.
-            "idle_in_transaction_session_timeout": f"{self._limits.statement_seconds * 1000:.0f}",
-        }
         engine = create_async_engine(
             "postgresql+asyncpg://",
             connect_args={
                 "dsn": self._address.dsn,
                 "timeout": self._address.connect_seconds,
                 "command_timeout": self._limits.statement_seconds + 1,
-                "server_settings": settings,
+                "server_settings": {"application_name": "gateway"},
                 "prepared_statement_cache_size": _STATEMENTS_KEPT,
             },
             pool_size=CONNECTIONS,
@@ -134,8 +129,23 @@ class PostgresDatabase:
             pool_recycle=_POOLED_SECONDS,
             pool_use_lifo=True,
         )
+        sa.event.listen(engine.sync_engine, "connect", self._limit)
         sa.event.listen(engine.sync_engine, "handle_error", leave_the_standby)
         return engine
+
+    def _limit(self, connection: DBAPIConnection, _: object) -> None:
+        """Tells the server how long it may take; not as the connection starts, for poolers refuse to hear it then."""
+        seconds = {
+            "lock_timeout": self._limits.lock_seconds,
+            "statement_timeout": self._limits.statement_seconds,
+            # A process that was stopped within a transaction must not keep its rows from everybody else.
+            "idle_in_transaction_session_timeout": self._limits.statement_seconds,
+        }
+        settings = ", ".join(f"set_config('{name}', '{value * 1000:.0f}', false)" for name, value in seconds.items())
+        cursor = connection.cursor()
+        cursor.execute(f"SELECT {settings}")
+        cursor.close()
+        connection.commit()
 
     async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
         """Waits for the call; a caller that is cancelled leaves it to finish by itself."""

@@ -21,6 +21,8 @@ _AWAY = {
     _READ_ONLY,
     "25P03",  # idle_in_transaction_session_timeout
     "55P03",  # lock_not_available: somebody holds the row for longer than we wait
+    "26000",  # invalid_sql_statement_name and
+    "42P05",  # duplicate_prepared_statement: a pooler in transaction mode mixes connections up; an operator mends it
     "42501",  # insufficient_privilege: a grant is missing; an operator mends it, the work waits
 }
 _STALE_CLASSES = ("08", "57P")  # the connection is gone, not the statement

@@ -78,9 +78,9 @@ def prove(connection: sa.Connection) -> None:
 
 
 def grant_statements(*, app_role: str, worker_role: str, schema: str = "public") -> list[str]:
-    """What the owner of the tables says once, and again after an upgrade: SQL, one statement each.
+    """What the owner of the tables says once, and again after an upgrade: SQL, one statement each, in one transaction.
 
-    Raises ValueError for a name no role has.
+    Whatever else the roles were granted on these tables is taken from them.  Raises ValueError for a name no role has.
     """
     app, worker, place = (_quoted(name) for name in (app_role, worker_role, schema))
     tables = ", ".join(f"{place}.{_quoted(name)}" for name in sorted(metadata.tables))
@@ -88,8 +88,8 @@ def grant_statements(*, app_role: str, worker_role: str, schema: str = "public")
     return [
         f"REVOKE CREATE ON SCHEMA {place} FROM PUBLIC, {app}, {worker}",
         f"GRANT USAGE ON SCHEMA {place} TO {app}, {worker}",
-        f"REVOKE ALL ON ALL TABLES IN SCHEMA {place} FROM PUBLIC, {app}",
-        f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {place} FROM PUBLIC, {app}",
+        f"REVOKE ALL ON ALL TABLES IN SCHEMA {place} FROM PUBLIC, {app}, {worker}",
+        f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {place} FROM PUBLIC, {app}, {worker}",
         f"GRANT SELECT ON {views} TO {app}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {worker}",
         f"GRANT SELECT ON {views}, {place}.alembic_version TO {worker}",

@@ -6,22 +6,22 @@ Of the processes on one database one does it at a time.  A round without the que
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from gateway.maillog import MailLog
 from gateway.queue.broker import DeadTicket
 from gateway.runtime import Stop
-from gateway.store.blob_collector import Collector
+from gateway.store.blob_collector import Collector, digests_in
 
 INTERVAL_SECONDS = 3600
 BLOBS_A_ROUND = 2000
-MAX_LETTERS = 1000
 
 
 class Letters(Protocol):
     """What the collector needs of the broker."""
 
-    async def dead(self, *, limit: int = 1000) -> list[DeadTicket]: ...
+    def all_dead(self) -> AsyncIterator[DeadTicket]: ...
 
 
 async def collect(
@@ -44,11 +44,8 @@ async def collect_once(collector: Collector, broker: Letters, *, log: MailLog) -
     """One round; raises StoreUnavailable or QueueUnavailable."""
     if not await collector.take_turn():
         return
-    letters = await broker.dead(limit=MAX_LETTERS)
-    if len(letters) == MAX_LETTERS:
-        log.service("collector", "waits", error=f"{MAX_LETTERS} dead letters or more: not all were looked through")
-        return
-    await collector.note_dead_tickets((letter.ticket.id, _octets(letter)) for letter in letters)
+    carried = {(letter.ticket.id, name) async for letter in broker.all_dead() for name in digests_in(_octets(letter))}
+    await collector.note_dead_tickets(carried)
     collected = await collector.collect(limit=BLOBS_A_ROUND)
     if collected.deleted:
         log.service("collector", "collected", old=collected.old, deleted=collected.deleted)

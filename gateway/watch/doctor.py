@@ -1,4 +1,4 @@
-"""What `gateway doctor` looks at: folders, disk, store, queue, relays, templates; each finding with its next step.
+"""What `gateway doctor` looks at: folders, disk, store, queue, relays, certificate, templates; each finding with its next step.
 
 Looks only; changes nothing.  Levels: ok, warning (works, but mind it), wrong (does not work).
 """
@@ -9,10 +9,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from gateway.errors import Problem, SettingsError, StoreUnavailable
+from gateway.inbound.certificate import Pair, expiry, judge
 from gateway.outbound.relay_url import RelaySpec
 from gateway.queue.broker import Depth
 from gateway.watch.alarms.book import read_alarms, utc_text
@@ -74,10 +76,26 @@ def check_relays(relays: Sequence[RelaySpec]) -> list[Finding]:
     return findings
 
 
+def check_certificate(pair: Pair | None, *, hostname: str, now: datetime, is_public: bool) -> list[Finding]:
+    """The SMTP door's certificate: usable, not soon over, for our name, its key for us alone."""
+    if pair is None:
+        step = "set tls_certificate, or let a mail server stand before it" if is_public else ""
+        text = "the SMTP door has no certificate: mail comes in the clear, and nobody can log in"
+        return [Finding(level="warning" if is_public else "ok", what="certificate", finding=text, next_step=step)]
+    troubles = judge(pair, hostname=hostname, now=now)
+    if not troubles:
+        text = f"{pair.certificate}, good until {expiry(pair):%Y-%m-%d}"
+        return [Finding(level="ok", what="certificate", finding=text)]
+    return [
+        Finding(level=trouble.level, what="certificate", finding=trouble.text, next_step=trouble.next_step)
+        for trouble in troubles
+    ]
+
+
 async def check_store(url: str, *, known: str = "") -> Finding:
     """The store opens, has this version's schema, and the ledger that is `known` to be in it; nothing is helped along."""
     from gateway.store.database import file_of, open_as_it_is
-    from gateway.store.migrations import HEAD, current_version
+    from gateway.store.migrations import HEAD, KNOWN_VERSIONS, current_version, is_compatible
 
     path = file_of(url)
     if not known and path is not None and (not path.exists() or not path.stat().st_size):
@@ -86,6 +104,7 @@ async def check_store(url: str, *, known: str = "") -> Finding:
         database = await open_as_it_is(url, known=known)
         try:
             version = await current_version(database)
+            is_newer = version not in (None, *KNOWN_VERSIONS) and await is_compatible(database)
         finally:
             await database.close()
     except (StoreUnavailable, SettingsError) as error:
@@ -94,6 +113,13 @@ async def check_store(url: str, *, known: str = "") -> Finding:
     if known and version is None:
         text = f"its database is empty, and {known} knows a ledger"
         return Finding(level="wrong", what="store", finding=text, next_step="restore it; mind database_url")
+    if is_newer:
+        return Finding(
+            level="ok", what="store", finding=f"opens, schema {version} of a newer gateway, good for this one"
+        )
+    if version not in (None, *KNOWN_VERSIONS):
+        text = f"has schema {version}, and this gateway knows {HEAD}"
+        return Finding(level="wrong", what="store", finding=text, next_step="run the newer gateway")
     if version != HEAD:
         text = f"has schema {version or 'none'}, this gateway works with {HEAD}"
         return Finding(level="warning", what="store", finding=text, next_step="the next `gateway run` brings it up")

@@ -22,7 +22,7 @@ PACE_SECONDS = 0.25  # each publisher's task between two tickets: enough load, a
 class Load:
     """Publishers and consumers, each with connections of its own, until `stop`."""
 
-    def __init__(self, urls: Sequence[str], *, pairs: int = 2) -> None:
+    def __init__(self, urls: Sequence[str], *, pairs: int = 2, pace_seconds: float = PACE_SECONDS) -> None:
         self._urls = [[*urls[n % len(urls) :], *urls[: n % len(urls)]] for n in range(2 * pairs)]
         self.confirmed: set[str] = set()
         self.settled: Counter[str] = Counter()
@@ -30,6 +30,7 @@ class Load:
         self.in_doubt: Counter[str] = Counter()  # a publish or a settling that may have been done, and was done again
         self.delayed: Counter[str] = Counter()  # a delay queue whose leader changes may let go of a ticket twice
         self.outages = 0
+        self._pace_seconds = pace_seconds
         self._number = 0
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
@@ -56,6 +57,11 @@ class Load:
         self._drained.set()
 
     @property
+    def count(self) -> int:
+        """How many tickets were confirmed."""
+        return len(self.confirmed)
+
+    @property
     def lost(self) -> set[str]:
         return self.confirmed - self.settled.keys()
 
@@ -68,6 +74,13 @@ class Load:
             if count > 1 + self.redelivered[id] + self.in_doubt[id] + self.delayed[id]
         }
 
+    def told(self) -> str:
+        """The numbers, in a line."""
+        return (
+            f"{self.count} tickets confirmed, {self.settled.total()} settled, {self.outages} publishes repeated, "
+            f"{self.redelivered.total()} redelivered"
+        )
+
     async def _publish(self, urls: Sequence[str]) -> None:
         async with RabbitmqBroker(urls, is_house=True) as broker, asyncio.TaskGroup() as group:
             for _ in range(IN_FLIGHT):
@@ -79,7 +92,7 @@ class Load:
             id = str(self._number)
             while not await self._is_confirmed(broker, id):
                 await asyncio.sleep(PAUSE_SECONDS)
-            await asyncio.sleep(PACE_SECONDS)
+            await asyncio.sleep(self._pace_seconds)
 
     async def _is_confirmed(self, broker: Broker, id: str) -> bool:
         try:

@@ -434,6 +434,19 @@ async def test_dead_letters_are_listed_oldest_first_up_to_a_limit(broker: Broker
     assert [dead.ticket.id for dead in await broker.dead(limit=2)] == died[:2]
 
 
+async def test_all_dead_letters_come_with_their_bodies_however_many_and_stay(broker: Broker) -> None:
+    names = {str(n) for n in range(45)}
+    await broker.publish([ticket(name) for name in sorted(names)])
+    async with consuming(broker, concurrency=10) as consumer:
+        for n in range(len(names)):
+            await (await next_lease(consumer)).settle(Dead(reason="no", crashed=n % 2 == 0))
+    for _ in range(2):
+        found = [letter async for letter in broker.all_dead()]
+        assert sorted(letter.ticket.id for letter in found) == sorted(names)
+        assert all(letter.ticket.body == b"octets of " + letter.ticket.id.encode() for letter in found)
+    assert (await depth(broker, MAIL_INBOUND)).dead == len(names)
+
+
 async def test_a_retried_dead_letter_starts_anew_at_home(broker: Broker) -> None:
     await broker.publish([ticket(queue=RETRY, attempt=7)])
     async with consuming(broker) as consumer:
@@ -455,6 +468,18 @@ async def test_a_dropped_dead_letter_is_gone(broker: Broker) -> None:
     assert not await broker.drop_dead(dead.number)
     assert not await broker.retry_dead(dead.number)
     assert await broker.dead() == []
+
+
+async def test_a_dead_letter_is_dropped_or_retried_wherever_it_lies(broker: Broker) -> None:
+    await broker.publish([ticket(str(n)) for n in range(5)])
+    async with consuming(broker) as consumer:
+        for _ in range(5):
+            await (await next_lease(consumer)).settle(Dead(reason="no"))
+    letters = await broker.dead()
+    for letter in (letters[3], letters[1]):
+        assert await broker.drop_dead(letter.number)
+    assert await broker.retry_dead(letters[4].number)
+    assert {letter.number for letter in await broker.dead()} == {letters[0].number, letters[2].number}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,22 @@
-"""A sending worker and a sweeper as a process of its own: `python serial_worker.py FOLDER RELAY_URL LADDER SWEEP OVERDUE`."""
+"""A sending worker and a sweeper as a process of its own.
+
+`python serial_worker.py FOLDER QUEUE_URL DATABASE_URL RELAY_URL LADDER SWEEP OVERDUE`
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.client import open_broker
 from gateway.maillog import MailLog
 from gateway.outbound.deliver import Deliver
 from gateway.outbound.relay import RelayPool, parse_relay_url
 from gateway.outbound.templates import TemplateSet
 from gateway.queue.ladder import Ladder
-from gateway.queue.sqlite import SqliteBroker
 from gateway.queue.ticket import EMAIL_QUEUES, retry_queue
 from gateway.queue.worker import work
 from gateway.runtime import Stop, utc_now
@@ -24,15 +29,28 @@ CLAIM_SECONDS = 2.0
 UNKNOWN_WAIT_SECONDS = 1.0
 
 
-async def run(folder: Path, relay_url: str, ladder: Ladder, sweep_seconds: float, overdue_seconds: float) -> None:
-    log, stop = MailLog(), Stop()
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker works."""
+
+    folder: Path
+    queue_url: str
+    database_url: str
+    relay_url: str
+
+
+async def run(place: Place, ladder: Ladder, sweep_seconds: float, overdue_seconds: float) -> None:
+    log, stop, folder = MailLog(), Stop(), place.folder
     blobs = FileBlobStore(folder / "blobs")
-    database = await open_database(f"sqlite:///{folder}/store.db")
+    database = await open_database(place.database_url)
     ledger = DatabaseLedger(
         database, blobs, clock=utc_now, hostname="mx.test", unknown_wait_seconds=UNKNOWN_WAIT_SECONDS
     )
-    pool = RelayPool([parse_relay_url(relay_url)], hostname="mx.test", captured_dir=folder, log=log, clock=utc_now)
-    async with SqliteBroker(folder / "queue.db") as broker, asyncio.TaskGroup() as group:
+    pool = RelayPool(
+        [parse_relay_url(place.relay_url)], hostname="mx.test", captured_dir=folder, log=log, clock=utc_now
+    )
+    receipts = folder / f"receipts-{os.getpid()}.db"
+    async with open_broker(place.queue_url, receipts=receipts) as broker, asyncio.TaskGroup() as group:
         deliver = Deliver(
             ledger=ledger,
             pool=pool,
@@ -64,5 +82,6 @@ async def run(folder: Path, relay_url: str, ladder: Ladder, sweep_seconds: float
 
 
 if __name__ == "__main__":
-    folder, relay_url, ladder, sweep_seconds, overdue_seconds = sys.argv[1:]
-    asyncio.run(run(Path(folder), relay_url, Ladder.parse(ladder), float(sweep_seconds), float(overdue_seconds)))
+    folder, queue_url, database_url, relay_url, ladder, sweep_seconds, overdue_seconds = sys.argv[1:]
+    place = Place(folder=Path(folder), queue_url=queue_url, database_url=database_url, relay_url=relay_url)
+    asyncio.run(run(place, Ladder.parse(ladder), float(sweep_seconds), float(overdue_seconds)))

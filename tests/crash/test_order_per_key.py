@@ -1,5 +1,6 @@
-"""Order per key under load: two workers, one of them killed, a relay that refuses a third of the emails twice, a blocked key.
+"""Order per key under load: two workers, one of them killed, a relay that refuses two fifths of the emails twice, a blocked key.
 
+On SQLite, and on RabbitMQ with PostgreSQL, where the broker is killed, too, and comes back.
 What is proved is read at the relay: the order in which it first took each key's emails is the order they were published in.
 `make test-long` does it with a thousand emails and the sweeper's own times; the small form has a quicker ladder and sweeper.
 """
@@ -7,19 +8,21 @@ What is proved is read at the relay: the order in which it first took each key's
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import serial_worker
+from fakes.stubborn_relay import StubbornRelay
+from services.rabbitmq import Epmd, Node, require
 
 import gateway
-from gateway.client import Client
+from gateway.client import Client, open_broker
 from gateway.contract.email_send import SendEmail
 from gateway.runtime import utc_now
 from gateway.store.blobs import FileBlobStore
@@ -46,63 +49,19 @@ SMALL = Load(emails=40, keys=4, ladder="0.1s 0.2s 0.4s", sweep_seconds=0.5, over
 WHOLE = Load(emails=1000, keys=20, ladder="1s 2s 4s", sweep_seconds=10, overdue_seconds=120, within_seconds=1200)
 
 
-class StubbornRelay:
-    """Refuses recipients named `…-twice@` two times, answers gibberish to the first dot for `…-gibberish@`."""
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """A queue and a store, and the broker's node where there is one to kill."""
 
-    def __init__(self) -> None:
-        self.port = 0
-        self.tries: Counter[str] = Counter()
-        self.order: list[str] = []
-        self.refused = 0
-        self.taken = asyncio.Event()
+    queue_url: str
+    database_url: str
+    node: Node | None = None
 
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[StubbornRelay]:
-        server = await asyncio.start_server(self._session, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        yield self
-        server.close()
-
-    async def wait_taken(self, count: int, within_seconds: float) -> None:
-        async with asyncio.timeout(within_seconds):
-            while len(self.order) < count:
-                self.taken.clear()
-                await self.taken.wait()
-
-    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # a worker was killed: that is the test
-            await self._talk(reader, writer)
-        writer.close()
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        recipient = ""
-        writer.write(b"220 stubborn ESMTP\r\n")
-        while line := (await reader.readline()).decode("latin-1").strip():
-            verb, answer = line.upper().split(":")[0].split(" ")[0], "250 2.0.0 ok"
-            if verb == "RCPT":
-                recipient = line.partition("<")[2].partition("@")[0]
-                answer = self._judge(recipient)
-            elif verb == "DATA":
-                writer.write(b"354 go on\r\n")
-                await reader.readuntil(b"\r\n.\r\n")
-                answer = self._take(recipient)
-            writer.write(f"{answer}\r\n".encode())
-            await writer.drain()
-
-    def _judge(self, recipient: str) -> str:
-        self.tries[recipient] += 1
-        if recipient.endswith("-twice") and self.tries[recipient] <= 2:
-            self.refused += 1
-            return "450 4.2.0 not now"
-        return "250 2.1.5 ok"
-
-    def _take(self, recipient: str) -> str:
-        if recipient.endswith("-gibberish") and self.tries[recipient] == 1:
-            return "650 what"
-        if recipient not in self.order:
-            self.order.append(recipient)
-            self.taken.set()
-        return "250 2.0.0 taken"
+    def kill_broker(self) -> None:
+        """Kills the node and starts it on what it has on disk."""
+        if self.node is not None:
+            self.node.kill()
+            self.node.start()
 
 
 @dataclass
@@ -110,6 +69,7 @@ class Shop:
     """An app that publishes in order, and two workers."""
 
     folder: Path
+    engines: Engines
     relay: StubbornRelay
     load: Load
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -118,14 +78,17 @@ class Shop:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         load = self.load
-        words = [self.folder, f"smtp://127.0.0.1:{self.relay.port}", load.ladder]
+        urls = [self.engines.queue_url, self.engines.database_url, f"smtp://127.0.0.1:{self.relay.port}"]
+        words = [self.folder, *urls, load.ladder]
         command = [sys.executable, serial_worker.__file__, *words, load.sweep_seconds, load.overdue_seconds]
         with (self.folder / "workers.log").open("ab") as log:
             self.workers.append(subprocess.Popen(list(map(str, command)), stdout=log, stderr=log))
         return self.workers[-1]
 
     async def publish_all(self) -> None:
-        async with gateway.connect(f"sqlite:///{self.folder}/queue.db") as client:
+        async with open_broker(self.engines.queue_url, receipts=self.folder / "receipts.db"):
+            pass  # an app declares nothing: a process of the gateway's own has been there before it
+        async with gateway.connect(self.engines.queue_url) as client:
             await self.publish(client, BLOCKED, f"{BLOCKED}-0-gibberish", on_unknown="hold")
             await self.publish(client, BLOCKED, f"{BLOCKED}-1")
             for number in range(self.load.emails):
@@ -149,9 +112,30 @@ async def relay() -> AsyncIterator[StubbornRelay]:
         yield found
 
 
+@pytest.fixture(params=["sqlite", "rabbitmq"])
+def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]:
+    if request.param == "sqlite":
+        yield Engines(queue_url=f"sqlite:///{tmp_path}/queue.db", database_url=f"sqlite:///{tmp_path}/store.db")
+        return
+    require()
+    database_url = request.getfixturevalue("postgres_url")
+    folder = Path(tempfile.mkdtemp(prefix="gateway-order-"))
+    epmd = Epmd()
+    node = Node(folder / "node", epmd)
+    try:
+        node.start()
+        yield Engines(queue_url=node.url(), database_url=database_url, node=node)
+    finally:
+        node.end()
+        epmd.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.parametrize("load", [SMALL, pytest.param(WHOLE, marks=pytest.mark.long)], ids=["small", "whole"])
-async def test_each_key_leaves_in_order_though_a_worker_dies(relay: StubbornRelay, tmp_path: Path, load: Load) -> None:
-    shop = Shop(tmp_path, relay, load)
+async def test_each_key_leaves_in_order_though_a_worker_and_the_broker_die(
+    relay: StubbornRelay, tmp_path: Path, engines: Engines, load: Load
+) -> None:
+    shop = Shop(tmp_path, engines, relay, load)
     await shop.publish_all()
     try:
         victim = shop.start_worker()
@@ -159,6 +143,8 @@ async def test_each_key_leaves_in_order_though_a_worker_dies(relay: StubbornRela
         await relay.wait_taken(load.emails // 3, load.within_seconds)
         victim.kill()
         shop.start_worker()
+        await relay.wait_taken(load.emails // 2, load.within_seconds)
+        await asyncio.to_thread(engines.kill_broker)
         await relay.wait_taken(load.emails, load.within_seconds)
 
         assert shop.taken(BLOCKED) == [], "nobody decided on the first of it"
@@ -174,7 +160,7 @@ async def test_each_key_leaves_in_order_though_a_worker_dies(relay: StubbornRela
 
 async def decide(shop: Shop) -> None:
     """A person lets the blocked key go on; then everything is relayed, and what came twice was `unknown` between."""
-    database = await open_database(f"sqlite:///{shop.folder}/store.db")
+    database = await open_database(shop.engines.database_url)
     ledger = DatabaseLedger(database, FileBlobStore(shop.folder / "blobs"), clock=utc_now, hostname="mx.test")
     story = await ledger.story(shop.ids[f"{BLOCKED}-1"])
     assert story is not None

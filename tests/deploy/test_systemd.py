@@ -18,7 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
 from house import READY_SECONDS, House, free_port
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
-NAMES = ("gateway.service", "gateway@ingest.service", "gateway-smtp.socket", "gateway-lmtp.socket")
+NAMES = (
+    "gateway.service",
+    "gateway@ingest.service",
+    "gateway-smtp.socket",
+    "gateway-smtps.socket",
+    "gateway-lmtp.socket",
+)
 EXPOSURE = "30"  # tenths
 MAIL = b"From: ann@example.net\r\nTo: posts@localhost\r\nSubject: woken\r\n\r\nx\r\n"
 GATEWAY = [sys.executable, "-m", "gateway.cli", "run"]

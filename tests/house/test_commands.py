@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -11,6 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from gateway.app import open_store
+from gateway.contract.email_send import SendEmail
+from gateway.mail.ids import new_id
+from gateway.settings import Settings
 
 
 def gateway(
@@ -169,3 +175,25 @@ def test_queues_of_rabbitmq_have_commands_of_their_own(tmp_path: Path) -> None:
     migrated = gateway(tmp_path, "queues", "migrate")
     assert (migrated.returncode, migrated.stdout) == (2, "")
     assert lines(migrated) == ["gateway: queue_url: a file needs no migration; this is for amqp(s)://"]
+
+
+async def test_hold_holds_each_email_that_waits_and_says_which_does_not(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "var").filled()
+    waiting, sent = (SendEmail(to=("a@b.example",), subject="s", text="t") for _ in range(2))
+    async with open_store(settings) as store:
+        for email in (waiting, sent):
+            facts = {"app": "", "ticket_id": email.id, "stream": "normal", "message_id": f"<{email.id}@x.example>"}
+            await store.ledger.record_accepted(email, content_hash=email.content_hash(), **facts)
+        await store.ledger.cancel(sent.id)
+    done = await asyncio.to_thread(gateway, tmp_path, "hold", waiting.id)
+    assert (done.returncode, done.stderr) == (0, f"{waiting.id}: 1 held\n")
+    done = await asyncio.to_thread(gateway, tmp_path, "hold", waiting.id, sent.id)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [f"{waiting.id}: nothing of it waits to be sent", f"{sent.id}: nothing of it waits to be sent"],
+    )
+    done = await asyncio.to_thread(gateway, tmp_path, "release", waiting.id)
+    assert (done.returncode, done.stderr) == (0, "1 released\n")
+    assert lines(await asyncio.to_thread(gateway, tmp_path, "hold", new_id()))[0].startswith(
+        "gateway: nothing is known of"
+    )

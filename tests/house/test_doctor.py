@@ -6,6 +6,9 @@ import asyncio
 import io
 import json
 import os
+import smtplib
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from gateway.app import Parts, open_cage, open_store
 from gateway.app.checks import refuse_open_house
@@ -51,6 +55,34 @@ def test_relays_are_shown_by_name_and_security_and_unverified_ones_warn(tmp_path
         ("warning", "mail.example.org:465, tls: its certificate is not verified"),
         ("ok", "other.example.org:587, starttls"),
     ]
+
+
+def test_the_certificate_is_looked_at(tmp_path: Path) -> None:
+    assert found(doctor(tmp_path), "certificate")[0][0] == "ok"
+    assert found(doctor(tmp_path, env={"GATEWAY_SMTP_LISTEN": "0.0.0.0:2525"}), "certificate")[0][0] == "warning"
+    made = trustme.CA().issue_cert("mx.example.org")
+    made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    (tmp_path / "mx.pem").chmod(0o644)
+    env = {"GATEWAY_TLS_CERTIFICATE": "mx.pem", "GATEWAY_HOSTNAME": "other.example.org"}
+    name, key = found(doctor(tmp_path, env=env), "certificate")
+    assert name == ("warning", "the certificate is for mx.example.org, and we call ourselves other.example.org")
+    assert key == ("warning", f"everybody on this machine may read the key {tmp_path}/mx.pem")
+    (tmp_path / "mx.pem").chmod(0o600)
+    [(level, text)] = found(doctor(tmp_path, env=env | {"GATEWAY_HOSTNAME": "mx.example.org"}), "certificate")
+    assert (level, text.startswith(f"{tmp_path}/mx.pem, good until ")) == ("ok", True)
+    (tmp_path / "mx.pem").write_text("no certificate")
+    [(level, text)] = found(doctor(tmp_path, env=env), "certificate")
+    assert level == "wrong"
+    assert "no certificate and its key" in text
+
+
+def test_half_of_tls_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+    for half in ({"GATEWAY_TLS_KEY": "mx.key"}, {"GATEWAY_SMTPS_LISTEN": "127.0.0.1:0"}):
+        command = [sys.executable, "-m", "gateway.cli", "doctor"]
+        done = subprocess.run(command, cwd=tmp_path, env=kept | half, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert "tls_certificate: is wanted" in done.stderr
 
 
 def test_a_store_without_our_schema_is_told_and_left_alone(tmp_path: Path) -> None:
@@ -134,3 +166,29 @@ def test_a_damaged_queue_is_a_finding_with_its_next_step_not_the_end_of_the_visi
     findings = doctor(tmp_path)
     assert [(level, "file is not a database" in text) for level, text in found(findings, "queue")] == [("wrong", True)]
     assert found(findings, "store")[0][0] == "ok"
+
+
+async def test_a_door_with_a_certificate_starts_while_the_store_is_away(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "mx.pem")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    values: dict[str, Any] = {"smtp_listen": f"127.0.0.1:{port}", "tls_certificate": tmp_path / "mx.pem"}
+    settings, context = Settings(data_dir=tmp_path, **values).filled(), ssl.create_default_context()
+    authority.configure_trust(context)
+
+    def post() -> tuple[int, int]:
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
+            client.starttls(context=context)
+            client.ehlo()
+            refused = client.docmd("AUTH", "PLAIN AGFubgBzZWNyZXQ=")[0]
+            client.mail("ann@example.org")
+            client.rcpt("posts@localhost")
+            return refused, client.data(b"Subject: x\r\n\r\nx")[0]
+
+    async with gone_store(settings) as away, AsyncExitStack() as stack:
+        await BUILDERS["smtp"](Parts(settings, MailLog(stream=io.StringIO())), stack)
+        assert await asyncio.to_thread(post) == (454, 250)
+        assert away.exists()
+        assert not (tmp_path / "store.db").exists()

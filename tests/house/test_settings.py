@@ -93,6 +93,17 @@ def test_a_relative_path_in_the_file_starts_at_the_files_folder(tmp_path: Path) 
     assert found.queue_url == f"sqlite:///{tmp_path}/etc/data/queue.db"
 
 
+def test_a_certificate_is_named_by_its_path_and_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "gateway.toml").write_text('tls_certificate = "tls/mx.crt"')
+    found = settings.load(config=tmp_path / "gateway.toml", environment={"GATEWAY_TLS_KEY": "mx.key"})
+    assert (found.tls_certificate, found.tls_key) == (tmp_path / "tls" / "mx.crt", Path.cwd() / "mx.key")
+    secret = "-----BEGIN PRIVATE KEY-----\nMIIEvQ\n-----END PRIVATE KEY-----"
+    with pytest.raises(SettingsError) as mistakes:
+        settings.load(environment={"GATEWAY_TLS_KEY": secret})
+    assert "takes the path of a file" in str(mistakes.value)
+    assert "MII" not in str(mistakes.value)
+
+
 def test_a_missing_settings_file_named_by_hand_is_a_mistake(tmp_path: Path) -> None:
     assert problems_of(config=tmp_path / "no.toml", environment={}) == [
         f"{tmp_path}/no.toml: this settings file does not exist"

@@ -120,3 +120,11 @@ def test_a_server_that_is_away_is_told_in_one_line_and_exit_75(tmp_path: Path) -
     assert done.returncode == 75
     assert "s3cret" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_broker_that_is_away_is_told_in_one_line_and_exit_75(tmp_path: Path) -> None:
+    queue = {"GATEWAY_QUEUE_URL": "amqp://u:s3cret@127.0.0.1:1/", "GATEWAY_RELAY_URLS": "capture:"}
+    done = gateway(tmp_path, "queues", url=f"sqlite:///{tmp_path}/var/store.db", **queue)
+    assert done.returncode == 75
+    assert "s3cret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -260,7 +260,7 @@ async def test_a_mail_of_35_megabytes_never_stops_the_loop(shape: str, house: Ho
 
 
 class Deaf:
-    """A client that speaks and never reads what it is told."""
+    """A client that waits for the greeting and never reads another word."""
 
     def __init__(self, door: Door) -> None:
         host, _, port = door.address.rpartition(":")
@@ -268,9 +268,14 @@ class Deaf:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.connect((host, int(port)))
         self.socket.setblocking(False)
+        self.is_greeted = False
 
     async def say(self, octets: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.socket, octets)
+        loop = asyncio.get_running_loop()
+        if not self.is_greeted:
+            assert (await loop.sock_recv(self.socket, 4096)).startswith(b"220")
+            self.is_greeted = True
+        await loop.sock_sendall(self.socket, octets)
 
     async def say_until_cut_off(self, octets: bytes) -> None:
         with suppress(OSError):

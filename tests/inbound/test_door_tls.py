@@ -162,6 +162,28 @@ async def test_a_client_gone_within_the_handshake_is_forgotten(house: House, cer
     await nobody_is_left(door)
 
 
+async def test_tls_1_2_is_spoken_with_ephemeral_keys(
+    house: House, certificates: Certificates, client_context: ssl.SSLContext
+) -> None:
+    client_context.maximum_version = ssl.TLSVersion.TLSv1_2
+    talk = await secured_talk(house, certificates, client_context)
+    await begin_data(talk)
+    assert (await talk.say("Subject: x\r\n\r\nx\r\n.")).startswith("250")
+    (ticket,) = await house.tickets()
+    assert ticket.headers["tls"].startswith("TLSv1.2 ECDHE-")
+
+
+@pytest.mark.parametrize("cipher", ["AES128-SHA", "AES256-GCM-SHA384"])
+async def test_keys_that_last_are_refused(
+    cipher: str, house: House, certificates: Certificates, client_context: ssl.SSLContext, authority: trustme.CA
+) -> None:
+    write_pair(certificates.pair, authority, key_type=trustme.KeyType.RSA)  # with which they would be possible
+    client_context.maximum_version = ssl.TLSVersion.TLSv1_2
+    client_context.set_ciphers(cipher)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await secured_talk(house, certificates, client_context)
+
+
 async def test_tls_1_1_is_refused(house: House, certificates: Certificates, client_context: ssl.SSLContext) -> None:
     client_context.set_ciphers("ALL:@SECLEVEL=0")
     for end in ("minimum_version", "maximum_version"):

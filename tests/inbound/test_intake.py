@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +41,19 @@ async def test_a_small_mail_is_one_ticket_with_its_octets_and_envelope(house: Ho
         "192.0.2.1",
         "client",
     )
+
+
+@pytest.mark.parametrize(
+    "header", [b"Received: by a\r\n" * 60, b"X-Long: y\r\n" * 12_000, b"Subject: no end of the header" * 5_000]
+)
+async def test_what_a_mail_server_of_ours_took_is_kept_and_left_to_ingest(header: bytes, house: House) -> None:
+    """Refused here, it would be returned to whom a forger named as its sender."""
+    octets = header + b"\r\n\r\nx\r\n"
+    with pytest.raises(PermanentFailure):
+        await house.intake().accept(envelope(), octets)
+    assert await house.intake().accept(replace(envelope(), by_trusted_host=True), octets)
+    with pytest.raises(PermanentFailure, match="a bare CR"):
+        await house.intake().accept(replace(envelope(), by_trusted_host=True), octets + b"\r")
 
 
 @pytest.mark.parametrize("value", [None, "true", 1, "", [], {"a": True}])

@@ -13,6 +13,7 @@ from conftest import House
 from gateway.cage import Cage
 from gateway.client import Client
 from gateway.contract.email_send import Attachment
+from gateway.contract.versions import NewerVersion
 from gateway.errors import InvalidRequest, PermanentFailure
 from gateway.inbound.post_create import PostDesk
 from gateway.queue.ladder import Ladder
@@ -51,6 +52,13 @@ async def working(house: House) -> AsyncIterator[tuple[Client, PostDesk]]:
         finally:
             stop.set()
             await running
+
+
+async def test_a_later_version_is_left_to_who_can_read_it(house: House) -> None:
+    async with working(house) as (_, desk):
+        body = json.dumps({"version": 2, "id": ID, "new": "words"}).encode()
+        with pytest.raises(NewerVersion, match=r"version 2 of post.create"):
+            await desk.handle(Ticket(queue=POST_CREATE, id=ID, body=body))
 
 
 async def test_an_apps_post_is_recorded_as_a_mailbox_would_write_it(house: House) -> None:

@@ -124,7 +124,7 @@ async def test_a_fault_of_ours_is_451_without_its_text(fault: Exception, house: 
 
 async def test_a_fault_while_a_command_is_handled_is_451(house: House, talk_with: Connect) -> None:
     intake = house.intake()
-    intake.check_recipient = lambda rcpt_to: 1 / 0  # type: ignore[method-assign,assignment]
+    intake.check_recipient = lambda rcpt_to, **_: 1 / 0  # type: ignore[method-assign,assignment]
     talk = await talk_with(await house.open_door(intake=intake))
     await talk.reply()
     await talk.say("EHLO client")
@@ -291,7 +291,7 @@ async def test_a_kept_mail_is_250_though_the_log_cannot_be_written(
 
 async def test_a_fault_that_cannot_be_told_is_still_451(house: House, talk_with: Connect) -> None:
     intake = house.intake()
-    intake.check_recipient = lambda rcpt_to: 1 / 0  # type: ignore[method-assign,assignment]
+    intake.check_recipient = lambda rcpt_to, **_: 1 / 0  # type: ignore[method-assign,assignment]
     house.log.door_fault = lambda **facts: {}["secret"]  # type: ignore[method-assign]
     talk = await talk_with(await house.open_door(intake=intake))
     await talk.reply()
@@ -309,6 +309,7 @@ async def test_who_pipelines_a_flood_is_served_in_turn_and_ended(
     door = await house.open_door()
     floods = [await talk_with(door) for _ in range(5)]
     for flood in floods:
+        assert (await flood.reply()).startswith("220")
         flood.writer.write(f"{command}\r\n".encode() * 20_000)
     talk = await talk_with(door)
     async with asyncio.timeout(2):
@@ -326,8 +327,8 @@ async def test_a_flood_without_a_limit_lets_others_have_their_turn_after_each_co
 ) -> None:
     door = await house.open_door(junk_commands=10**9)
     flood = await talk_with(door)
-    flood.writer.write(b"HELP\r\n" * 2_000)
     await flood.reply()
+    flood.writer.write(b"HELP\r\n" * 2_000)
     await flood.reply()
     assert (await flood.reply()).startswith("214")
     talk = await talk_with(door)

@@ -116,3 +116,13 @@ def test_trusted_hosts_are_addresses_and_networks() -> None:
     assert all(client not in hosts for client in ("192.0.3.1", "::1", "local", "unknown", ""))
     with pytest.raises(SettingsError, match=r"trusted_hosts: 'mail\.example\.org' is not an IP address"):
         app.check_values(settings.load(environment={"GATEWAY_TRUSTED_HOSTS": "mail.example.org"}))
+
+
+async def test_a_mail_server_s_loopback_is_not_ours(house: House) -> None:
+    """Only who connects to us directly is a program of this host."""
+    talk, _ = await greeted(await house.open_door(SmtpDoor, trusted_hosts=trusted("127.0.0.1")))
+    for address in ("127.0.0.1", "IPv6:::1", "IPv6:::ffff:127.0.0.1", "0.0.0.0"):
+        assert (await talk.say(f"XFORWARD ADDR={address} HELO=mta")).startswith("250")
+        await post(talk)
+    assert await origins(house) == [("unknown", "mta")] * 4
+    talk.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,10 @@ from typing import Any
 import aio_pika
 import pytest
 
-from gateway import app
-from gateway.errors import PermanentFailure, TransientFailure
+from gateway.errors import PermanentFailure, QueueUnavailable
 from gateway.queue.amqp_moving import Staging
-from gateway.queue.amqp_ticket import read
 from gateway.queue.broker import Dead, Done, Event, Later, Suspect
-from gateway.queue.moving import MovingQueue
+from gateway.queue.moving import MovingQueue, what_is_left
 from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.receipts import ReceiptFile
 from gateway.queue.sqlite import SqliteBroker
@@ -28,12 +28,12 @@ from gateway.queue.ticket import (
     EMAIL_SEND_BULK,
     EMAIL_SEND_SERIAL,
     MAIL_INBOUND,
+    PHOTO_RENDER,
     POST_CREATE,
     SUSPECT,
     Ticket,
     retry_queue,
 )
-from gateway.settings import Settings
 from gateway.watch.move import Part, move_queue
 
 SOON = datetime.now(UTC) + timedelta(hours=1)
@@ -53,6 +53,8 @@ async def fill(path: Path) -> None:
     async with SqliteBroker(path) as broker:
         await broker.publish([ticket("late", app="shop", headers={"rcpt_to": ["a@x", "b@x"], "n": 1})])
         await settle_one(broker, EMAIL_SEND, Later(at=SOON))
+        await broker.publish([ticket("soon", PHOTO_RENDER)])
+        await settle_one(broker, PHOTO_RENDER, Later(at=datetime.now(UTC) + timedelta(seconds=6)))
         await broker.publish([ticket("dead", POST_CREATE)])
         await settle_one(broker, POST_CREATE, Dead(reason="nobody can"))
         await broker.publish([ticket("killer", MAIL_INBOUND, headers={"rcpt_to": ["a@x"]})])
@@ -68,6 +70,7 @@ async def fill(path: Path) -> None:
 
 EXPECTED = {
     retry_queue(EMAIL_SEND): 1,
+    retry_queue(PHOTO_RENDER): 1,
     DEAD_FAILED: 1,
     DEAD_CRASHED: 1,
     SUSPECT: 1,
@@ -130,6 +133,15 @@ async def test_everything_comes_along_as_it_was(tmp_path: Path, amqp_url: str, t
             ("dead", POST_CREATE, "nobody can", DEAD_FAILED),
             ("crashed", EMAIL_SEND_BULK, "dies", DEAD_CRASHED),
         }
+        async with broker.consume({retry_queue(PHOTO_RENDER): 1}, concurrency=1) as consumer, asyncio.timeout(60):
+            lease = await anext(aiter(consumer))
+            assert lease.ticket.due_at is not None
+            assert (lease.ticket.id, lease.ticket.attempt, lease.ticket.due_at <= datetime.now(UTC)) == (
+                "soon",
+                1,
+                True,
+            )
+            await lease.settle(Done())
         assert await serial_order(broker) == [f"{number:03}" for number in range(30)]
         await broker.publish_events([Event(key="email.relayed", id="after", body=b"{}")])
     events = await take_all("subscriber.payroll", wanted=2)
@@ -138,3 +150,90 @@ async def test_everything_comes_along_as_it_was(tmp_path: Path, amqp_url: str, t
     assert suspect.headers["home_queue"] == MAIL_INBOUND
     mails = Counter(message.message_id for message in await take_all(MAIL_INBOUND, wanted=252))
     assert mails == {f"mail {number}": 1 for number in range(250)} | {"same": 2}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+async def test_every_ticket_comes_once_wherever_the_move_was_ended(
+    tmp_path: Path, amqp_url: str, take_all: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "queue.db"
+    async with SqliteBroker(path) as broker:
+        await broker.publish([ticket(f"mail {number}", MAIL_INBOUND) for number in range(450)])
+        await broker.publish([ticket(f"email {number}") for number in range(20)])
+    for place, visit in (("staged", 1), ("removed", 1), ("releasing", 1), ("batch", 1), ("staged", 2), ("receipts", 1)):
+        left = [visit]
+
+        def die(name: str, place: str = place, left: list[int] = left) -> None:
+            left[0] -= name == f"move.{place}"
+            if not left[0]:
+                left[0] = -1
+                raise Killed
+
+        for module in ("queue.moving", "queue.amqp_moving", "watch.move"):
+            monkeypatch.setattr(f"gateway.{module}.failpoint", die)
+        with pytest.raises(Killed):
+            await carry(path, amqp_url)
+        assert await what_is_left(path), place
+    for module in ("queue.moving", "queue.amqp_moving", "watch.move"):
+        monkeypatch.setattr(f"gateway.{module}.failpoint", lambda name: None)
+    parts = {part.part: part for part in await carry(path, amqp_url)}
+    assert not await what_is_left(path)
+    mails, emails = parts[f"queue {MAIL_INBOUND}"], parts[f"queue {EMAIL_SEND}"]
+    assert (mails.found, mails.carried + mails.already, emails.found, emails.carried + emails.already) == (
+        450,
+        450,
+        20,
+        20,
+    )
+    async with ReceiptFile(tmp_path / "receipts.db") as receipts:
+        assert len(await receipts.page(after=0, until=await receipts.last(), limit=1000)) == 470
+    found = [message.message_id for message in await take_all(MAIL_INBOUND, wanted=450)]
+    found += [message.message_id for message in await take_all(EMAIL_SEND, wanted=20)]
+    expected = [f"mail {number}" for number in range(450)] + [f"email {number}" for number in range(20)]
+    assert sorted(found) == sorted(expected)
+
+
+async def test_a_queue_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
+    async with SqliteBroker(tmp_path / "queue.db") as broker:
+        await broker.publish([ticket("1")])
+        with pytest.raises(QueueUnavailable, match="open in 1 other process: stop the gateway, and the apps"):
+            async with MovingQueue(tmp_path / "queue.db", to="rabbitmq"):
+                """Never reached."""
+        assert [depth.ready for depth in await broker.depths() if depth.name == EMAIL_SEND] == [1]
+
+
+async def test_what_a_dead_worker_had_in_hand_comes_along(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    async with SqliteBroker(path) as broker:
+        await broker.publish([ticket("1")])
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("UPDATE tickets SET token = 't', holder = 'nobody', lease_until = ?, deliveries = 1", (2**60,))
+        file.commit()
+    async with MovingQueue(path, to="rabbitmq") as source:
+        [parcel] = await source.batch()
+    assert (parcel.ticket.id, parcel.deliveries) == ("1", 1)
+
+
+async def test_what_rabbitmq_cannot_carry_is_named_and_stays(tmp_path: Path, amqp_url: str) -> None:
+    path = tmp_path / "queue.db"
+    async with SqliteBroker(path) as broker:
+        await broker.publish([ticket("fine"), ticket("odd", headers={"ratio": 0.5})])
+    parts = {part.part: part for part in await carry(path, amqp_url)}
+    part = parts[f"queue {EMAIL_SEND}"]
+    assert (part.found, part.carried, part.is_whole) == (2, 1, False)
+    assert [text for text in part.lacking if "ticket odd stays: a header of float" in text] == list(part.lacking)
+    assert (await what_is_left(path)).tickets == {EMAIL_SEND: 1}
+
+
+async def test_a_move_that_has_begun_goes_on_to_the_same_place(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    async with SqliteBroker(path) as broker:
+        await broker.publish([ticket("1")])
+    async with MovingQueue(path, to="here") as source:
+        await source.batch()
+    with pytest.raises(PermanentFailure, match="a move to here has begun"):
+        async with MovingQueue(path, to="there"):
+            """Never reached."""

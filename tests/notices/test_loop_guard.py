@@ -146,6 +146,12 @@ def test_a_mail_server_nobody_named_is_not_a_person_of_this_host() -> None:
     assert GUARD.judge(envelope(), relayed, "", is_verified=True).untold == ""
 
 
+def test_a_mail_servers_own_login_proves_no_sender() -> None:
+    relayed = envelope(client="192.0.2.1", by_trusted_host=True, auth="app:relay")
+    assert "a mail server of ours" in GUARD.judge(relayed, HONEST, "").untold
+    assert GUARD.judge(replace(relayed, by_trusted_host=False), HONEST, "").untold == ""
+
+
 def test_what_our_mail_server_proves_is_told() -> None:
     handed_over = envelope(door="lmtp", client="192.0.2.1", by_trusted_host=True)
     assert GUARD.judge(handed_over, HONEST, "", is_verified=True).untold == ""
@@ -234,5 +240,7 @@ def test_a_login_and_a_domain_that_vouches_prove_a_sender_wherever_he_connects_f
     octets = b"Subject: x\r\n\r\nx\r\n"
     assert "not verified" in GUARD.judge(far, octets).untold
     assert GUARD.judge(far, octets, is_verified=True).untold == ""
-    assert GUARD.judge(replace(far, auth="ann"), octets).untold == ""
+    assert GUARD.judge(replace(far, auth="app:shop"), octets).untold == ""
+    assert GUARD.judge(replace(far, auth=far.mail_from), octets).untold == ""
+    assert GUARD.judge(replace(far, auth="bob@example.org"), octets).untold != ""
     assert "null sender" in GUARD.judge(replace(far, mail_from=""), octets, is_verified=True).untold

@@ -126,7 +126,7 @@ async def test_who_comes_before_the_ledger_knows_the_email_is_tried_again_or_tol
     [
         (b'{"action": "stop", "email_id": "x", "colour": 1}', {"action", "email_id", "colour"}),
         (b"no json", {"(request)"}),
-        (b'{"version": 2, "action": "hold", "email_id": "0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b11"}', {"version"}),
+        (b'{"version": 0, "action": "hold", "email_id": "0199b7a2-6d0e-7c3c-9e1f-0a4c7a1f2b11"}', {"version"}),
     ],
 )
 async def test_a_bad_request_is_told_with_every_problem(table: Table, body: bytes, said: set[str]) -> None:

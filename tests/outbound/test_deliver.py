@@ -16,6 +16,7 @@ from outbound_desk import FIVE_DAYS, Desk, request, ticket_of
 from scripted_relay import CLOSE, HANG, WAIT, ScriptedRelay, refusing_port
 
 from gateway.contract.email_send import Attachment
+from gateway.contract.versions import NewerVersion
 from gateway.errors import FaultOwner, PermanentFailure, QueueUnavailable, StoreUnavailable
 from gateway.mail.disposition import Disposition
 from gateway.mail.ids import new_id
@@ -93,11 +94,11 @@ class TestAcceptance:
         [line] = await desk.lists.newest("emails")
         assert line["disposition"] == "rejected"
 
-    async def test_a_later_version_is_parked_not_rejected(self, desk_of: Build, clock: FakeClock) -> None:
+    async def test_a_later_version_is_left_to_who_can_read_it(self, desk_of: Build) -> None:
         desk = desk_of("capture:")
         body = json.dumps({"version": 2, "id": new_id(), "new": "words"}).encode()
-        outcome = await desk.handle(Ticket(queue=EMAIL_SEND_URGENT, id="x", body=body, reply_to="reply.x"))
-        assert outcome == Later(at=clock() + timedelta(hours=1), climbs=False)
+        with pytest.raises(NewerVersion, match=r"version 2 of email.send"):
+            await desk.handle(Ticket(queue=EMAIL_SEND_URGENT, id="x", body=body, reply_to="reply.x"))
         assert desk.answers == []
 
     async def test_a_request_without_an_id_goes_by_its_tickets(self, desk_of: Build, tmp_path: Path) -> None:

@@ -30,6 +30,14 @@ kind = "posts"
 [[mailboxes]]
 address = "*@bücher.example"
 kind = "posts"
+[[mailboxes]]
+address = "members@{DOMAIN}"
+kind = "posts"
+who = "members"
+[[mailboxes]]
+address = "drop@{DOMAIN}"
+kind = "posts"
+who = "secret"
 """
 
 

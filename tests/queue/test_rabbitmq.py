@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from services.rabbitmq import Node, free_port
 
 from gateway.client import Client, open_broker
 from gateway.errors import LeaseLost, PermanentFailure, QueueUnavailable, SettingsError
-from gateway.queue import amqp_consumer, topology
+from gateway.queue import amqp_consumer, amqp_dead, topology
 from gateway.queue.amqp_migrate import migrate
 from gateway.queue.amqp_version import refuse_version
 from gateway.queue.broker import (
@@ -37,6 +37,7 @@ from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
 from gateway.queue.receipts import Receipted
 from gateway.queue.ticket import (
     DEAD_CRASHED,
+    DEAD_FAILED,
     EMAIL_SEND,
     EMAIL_SEND_SERIAL,
     MAIL_INBOUND,
@@ -286,7 +287,8 @@ async def test_equal_ids_to_a_missing_queue_and_a_good_one_are_not_mistaken_for_
     broker: RabbitmqBroker,
 ) -> None:
     results = await asyncio.gather(
-        *(broker.publish([ticket("same", queue)]) for queue in ["nowhere", MAIL_INBOUND] * 20), return_exceptions=True
+        *(broker.publish([ticket("same", queue)]) for queue in ["reply.nowhere", MAIL_INBOUND] * 20),
+        return_exceptions=True,
     )
     assert [isinstance(result, QueueUnavailable) for result in results] == [True, False] * 20
     assert (await depth(broker, MAIL_INBOUND)).ready == 20
@@ -365,6 +367,28 @@ async def test_readers_of_dead_letters_take_turns_and_lose_none(amqp_url: str, b
         taken = await asyncio.gather(*(other.drop_dead(letter.number) for letter in lists[0][:5]))
         assert all(taken)
     assert len(await broker.dead()) == 15
+
+
+async def test_dead_letters_are_counted_beyond_what_is_read_and_while_others_read(
+    amqp_url: str, broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_dead, "COUNTED", 5)
+    monkeypatch.setattr(amqp_dead, "_COUNT_TURN_SECONDS", 0.1)
+    await broker.publish([ticket(str(n)) for n in range(12)])
+    async with consuming(broker, MAIL_INBOUND) as consumer:
+        for _ in range(12):
+            await (await next_lease(consumer)).settle(Dead(reason="no"))
+
+    async def counted() -> dict[str, int]:
+        return {depth.name: depth.dead for depth in await broker.depths() if depth.dead}
+
+    assert await counted() == {MAIL_INBOUND: 5, DEAD_FAILED: 7}
+    async with RabbitmqBroker([amqp_url], is_house=True) as other, aclosing(other.all_dead()) as letters:
+        await anext(letters)  # what is being read is not seen, and still there
+        assert await counted() == {MAIL_INBOUND: 5, DEAD_FAILED: 7}
+    (letter, *_) = await broker.dead()
+    await broker.drop_dead(letter.number)
+    assert await counted() == {MAIL_INBOUND: 5, DEAD_FAILED: 6}
 
 
 async def test_a_reader_of_dead_letters_that_dies_takes_none_along(amqp_url: str, broker: RabbitmqBroker) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gateway.contract.versions import NewerVersion
 from gateway.errors import FaultOwner, LeaseLost, PermanentFailure, QueueUnavailable, StoreUnavailable, TransientFailure
 from gateway.queue.broker import Depth, Done, Later
 from gateway.queue.ladder import Ladder
@@ -100,6 +101,20 @@ def is_delayed(broker: SqliteBroker) -> Callable[[], Any]:
         return (await depth(broker, RETRY)).delayed == 1
 
     return look
+
+
+async def test_a_request_of_a_later_version_is_parked_without_an_attempt(broker: SqliteBroker, hands: Hands) -> None:
+    async def handle(ticket: Ticket) -> Done:
+        raise NewerVersion("version 2 of email.send, this worker reads 1")
+
+    await publish(broker)
+    async with working(broker, hands, handle):
+        await until(is_delayed(broker))
+    hands.now += timedelta(hours=1)
+    async with broker.consume({RETRY: 1}, concurrency=1) as consumer:
+        lease = await anext(aiter(consumer))
+    assert (lease.ticket.attempt, lease.ticket.due_at) == (0, START + timedelta(hours=1))
+    assert hands.failures == []
 
 
 async def test_done_tickets_go_and_all_are_handled(broker: SqliteBroker, hands: Hands) -> None:

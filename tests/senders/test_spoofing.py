@@ -6,18 +6,20 @@ import base64
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import Any
 
 import dkim
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from sender_desk import MEMBER_HOST, STRANGER_HOST, Desk, mail, rsa_key, signed
+from sender_desk import MEMBER_HOST, SIGNED, STRANGER_HOST, Desk, mail, rsa_key, signed
 
 from gateway.inbound.authenticate import Result
 from gateway.inbound.authenticate.authenticator import TrustedMta
 from gateway.inbound.router import MailboxRoute
 from gateway.inbound.who import MEMBERS, WhoMayWrite
+from gateway.inbound.xforward import TrustedHosts
 from gateway.mail.parse import parse
 from gateway.mail.people import People, Person
 from gateway.mail.tokens import Tokens
@@ -77,6 +79,16 @@ def signed_without_from(octets: bytes) -> bytes:
     return with_line(octets, f"DKIM-Signature: {tags}{proof}")
 
 
+REPEATED = {
+    "Subject": "Send money",
+    "To": "photos@in.example.net",
+    "Date": "Fri, 27 Nov 2026 17:00:00 +0000",
+    "Reply-To": f"x@{EVIL}",
+    "Message-ID": f"<1@{EVIL}>",
+    "Content-Type": "multipart/mixed; boundary=theirs",
+    "Content-Transfer-Encoding": "base64",
+    "MIME-Version": "1.0",
+}
 TRICKS: dict[str, Callable[[], bytes]] = {
     "two From fields, ours first": lambda: with_line(evil(mail(f"x@{EVIL}")), FROM_ANN),
     "two From fields, ours last": lambda: evil(raw(f"From: x@{EVIL}", FROM_ANN, "Subject: A day")),
@@ -146,6 +158,12 @@ TRICKS: dict[str, Callable[[], bytes]] = {
     "an unclosed quote": own('"Ann <ann@example.org>'),
     "an unclosed bracket": own("Ann <ann@example.org"),
     "an unopened bracket": own("Ann ann@example.org>"),
+    **{
+        f"a second {name} in front of a signed one": lambda name=name, value=value: with_line(
+            signed(mail(more=[f"{name}: theirs"]), include=(*SIGNED, name.lower().encode())), f"{name}: {value}"
+        )
+        for name, value in REPEATED.items()
+    },
     "a signature that leaves From out": lambda: signed_without_from(mail()),
     "d= is a public suffix": lambda: signed(mail(), "org"),
     "d= has a dot at its end": lambda: signed(mail(), EVIL).replace(b"d=evil.example.com;", b"d=example.org.;"),
@@ -200,6 +218,24 @@ ENVELOPES: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("values", ENVELOPES.values(), ids=ENVELOPES.keys())
 async def test_an_envelope_makes_nobody_a_member(desk: Desk, values: dict[str, str]) -> None:
     assert not await is_member(desk, mail(), **values)
+
+
+async def test_a_field_that_is_signed_as_often_as_it_is_there_is_no_trick(desk: Desk) -> None:
+    twice = mail(more=["Received: by a", "Received: by b", "MIME-Version: 1.0", "MIME-Version: 1.0"])
+    assert await is_member(desk, signed(twice, include=(*SIGNED, b"mime-version", b"mime-version")))
+    assert not await is_member(desk, signed(twice, include=(*SIGNED, b"mime-version")))
+
+
+async def test_the_address_of_our_own_mail_server_vouches_for_nobody(desk: Desk) -> None:
+    """It relays the world's mail without naming the client, and our domain's SPF names it, since it sends for us, too."""
+    assert await is_member(desk, mail(), mail_from="ann@example.org", client=MEMBER_HOST)
+    desk.trusted = TrustedMta(hosts=TrustedHosts([ip_network(f"{MEMBER_HOST}/32")]))
+    facts: dict[str, Any] = {"mail_from": "ann@example.org", "client": MEMBER_HOST, "by_trusted_host": True}
+    try:
+        assert not await is_member(desk, mail(), **facts)
+        assert await is_member(desk, signed(mail()), **facts)
+    finally:
+        desk.trusted = TrustedMta()
 
 
 async def test_the_signature_without_from_is_one_that_dkimpy_takes() -> None:
@@ -315,6 +351,7 @@ MTA_TRICKS: dict[str, dict[str, Any]] = {
         "lines": [results("spf=pass smtp.mailfrom=example.org"), results("spf=fail smtp.mailfrom=example.org"), HOP]
     },
     "eleven fields": {"lines": [*[results("dkim=none")] * 10, results("dmarc=pass header.from=example.org"), HOP]},
+    "a second Subject": {"lines": [results("dmarc=pass header.from=example.org"), HOP, "Subject: Send money"]},
     "a field of ours that cannot be read": {
         "lines": [results("((((("), results("dmarc=pass header.from=example.org"), HOP]
     },
@@ -322,6 +359,10 @@ MTA_TRICKS: dict[str, dict[str, Any]] = {
         "lines": [f"Authentication-Results: (x) {OURS}; dmarc=pass header.from=example.org", HOP]
     },
     "the sender's own words": {"lines": [GOOD], "mail_from": f'"a; dmarc=pass header.from=example.org "@{EVIL}'},
+    "a signature's own words": {
+        "lines": [GOOD, HOP, "DKIM-Signature: v=1; d=evil.example.com; s=x; i=a=3B=20dmarc=3Dpass@evil.example.com"]
+    },
+    "a signature's selector": {"lines": [GOOD, HOP, "DKIM-Signature: v=1; d=evil.example.com; s=(x"]},
     "the client's own words": {"lines": [GOOD], "helo": "x; dmarc=pass"},
     "nothing found": {"lines": [f"Authentication-Results: {OURS}; none"]},
     "the name in the field's name": {
@@ -370,3 +411,11 @@ async def test_a_login_at_our_mail_server_is_told_where_it_is_the_senders_own(be
 async def test_our_mail_servers_junk_is_told(believing: Desk, value: str, is_junk: bool) -> None:
     found = await believing.judge(signed(mail(more=[f"X-Spam-Flag: {value}"])))
     assert bool(found.junk) is is_junk
+
+
+@pytest.mark.parametrize(
+    "oddity", ["From : x@y.example", "no header line", "X: a\nb: c", "X: a\0b", f"X: {'y' * 120_000}"], ids=range(5)
+)
+async def test_an_odd_header_does_not_hide_that_it_is_junk(believing: Desk, oddity: str) -> None:
+    found = await believing.judge(mail(more=["X-Spam-Flag:", " YES", oddity]))
+    assert (found.verdict, found.junk) == (Result.FAIL, "x-spam-flag: YES")

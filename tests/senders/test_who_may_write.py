@@ -23,7 +23,7 @@ from gateway.app.web import open_web
 from gateway.client import Client
 from gateway.contract.email_send import parse_send_email
 from gateway.errors import PermanentFailure
-from gateway.inbound.confirm import Asker, ConfirmDesk
+from gateway.inbound.confirm import Asker, ConfirmDesk, doubt_of_answer
 from gateway.inbound.intake import Intake
 from gateway.inbound.replay import replay_tickets
 from gateway.maillog import MailLog
@@ -229,8 +229,8 @@ def _only(values: Any) -> str:
 @pytest.mark.parametrize(
     ("octets", "mail_from", "why"),
     [
-        (mail("carl@example.org", "No!"), "carl@example.org", "its first word is no yes"),
-        (mail("carl@example.org", "I am away. Yes, until Monday"), "carl@example.org", "its first word is no yes"),
+        (mail("carl@example.org", "No!"), "carl@example.org", "its first line is no yes"),
+        (mail("carl@example.org", "I am away. Yes, until Monday"), "carl@example.org", "its first line is no yes"),
         (
             mail("carl@example.org", "yes", more=["Auto-Submitted: auto-replied"]),
             "carl@example.org",
@@ -238,6 +238,20 @@ def _only(values: Any) -> str:
         ),
         (mail("carl@example.org", "yes", more=["Precedence: bulk"]), "carl@example.org", "a machine wrote it"),
         (mail("carl@example.org", "yes"), "", "it has the null sender"),
+        # Answers of machines that do not say they are one, in languages where a yes is another word, too.
+        (
+            mail("carl@example.org", "Tak for din mail. Jeg er på ferie."),
+            "carl@example.org",
+            "its first line is no yes",
+        ),
+        (mail("carl@example.org", "Si votre message est urgent, ..."), "carl@example.org", "its first line is no yes"),
+        (
+            mail("carl@example.org", "OK, your mail was received as ticket 17"),
+            "carl@example.org",
+            "its first line is no yes",
+        ),
+        (mail("carl@example.org", "yes", more=["X-Autoreply: yes"]), "carl@example.org", "a machine wrote it"),
+        (mail("carl@example.org", "yes", more=["X-Vacation: 1"]), "carl@example.org", "a machine wrote it"),
     ],
 )
 async def test_what_is_no_persons_yes_lets_nothing_through(
@@ -250,6 +264,11 @@ async def test_what_is_no_persons_yes_lets_nothing_through(
     answer = await house.bring(octets, _only(email.reply_to), mail_from=mail_from)
     assert (answer["disposition"], answer["reason"]) == ("discarded", f"no answer to our question: {why}")
     assert (await house.line(held["id"]))["disposition"] == "held"
+
+
+@pytest.mark.parametrize("text", ["Yes", "yes!\r\n\r\nBest, Carl", "Ja, das war ich", "OK.", "Tak\r\n> Czy", "\r\nsí"])
+async def test_a_persons_yes_is_one(text: str) -> None:
+    assert doubt_of_answer(envelope(), mail("carl@example.org", text), text) == ""
 
 
 def altered(token: str) -> str:
@@ -266,6 +285,54 @@ async def test_a_forged_answer_address_is_an_ordinary_plus_address(house: House)
     row = await house.bring(mail("dora@example.org", "yes"), forged)
     assert row["disposition"] == "held"
     assert (await house.line(held["id"]))["disposition"] == "held"
+
+
+async def test_a_question_that_cannot_be_sent_keeps_nobody_elses(house: House) -> None:
+    """Its mailbox was taken out of the settings while it waited, say."""
+    await register(house, "dan", "deb")
+    for person in ("dan", "deb"):
+        await house.bring(from_(person))
+    requests = house.store.confirmations
+    await requests.open_requests()
+
+    async def gone(request_id: str) -> Any:
+        found = await requests.request(request_id)
+        if found is None or found.address != "dan@example.org":
+            return found
+        return replace(found, mails=tuple(item | {"rcpt_to": f"gone@{DOMAIN}"} for item in found.mails))
+
+    house.asker._confirmations = _Faked(requests, gone)
+    try:
+        assert len(await house.asked("deb")) == 1
+    finally:
+        house.asker._confirmations = requests
+    assert "cannot-ask" in house.log.getvalue()
+
+
+class _Faked:
+    """The requests, one of them read differently."""
+
+    def __init__(self, requests: Confirmations, request: Any) -> None:
+        self._requests = requests
+        self.request = request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._requests, name)
+
+
+async def test_a_flood_of_later_forgeries_is_counted_and_not_read(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.store.confirmations.LATER_LISTED", 2)
+    await register(house, "dirk")
+    held = await house.bring(from_("dirk"))
+    assert len(await house.asked("dirk")) == 1
+    for number in range(4):
+        await house.bring(from_("dirk", f"later {number}"))
+    (request_id,) = {item async for item in _requests(house, held["id"])}
+    request = await house.store.confirmations.request(request_id)
+    assert request is not None
+    assert (len(request.mails), len(request.later), request.more) == (1, 2, 4)
 
 
 async def test_a_page_looks_without_changing_and_answers_by_name(house: House) -> None:
@@ -484,6 +551,24 @@ async def test_a_mail_that_was_here_before_is_held(house: House, more: list[str]
     row = await house.bring(from_("loop", f"loop {more}", more=more), f"open@{DOMAIN}")
     assert (row["disposition"] == "held") is is_loop
     assert row["reason"].startswith("a mail loop") is is_loop
+
+
+async def test_who_logged_in_at_our_mail_server_may_be_told_and_nobody_he_names(house: House) -> None:
+    more = ["Authentication-Results: mx.example.net; auth=pass smtp.auth=otto@example.org", "Received: from a by b"]
+    untold = {}
+    for name, mail_from, trusted in (
+        ("own", "otto@example.org", True),
+        ("another's", "victim@example.com", True),
+        ("forged", "otto@example.org", False),
+    ):
+        octets = from_("otto", name, more=more)
+        row = await house.bring(octets, f"open@{DOMAIN}", mail_from=mail_from, door="lmtp", by_trusted_host=trusted)
+        story = await house.store.mails.story(row["id"])
+        assert story is not None
+        untold[name] = story["untold"]
+    assert untold["own"] == ""
+    assert "does not say that it knows the sender" in untold["another's"]
+    assert "where the sender is hearsay" in untold["forged"]
 
 
 async def test_our_mail_servers_word_is_taken_from_itself_only(house: House) -> None:

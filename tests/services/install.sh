@@ -2,7 +2,7 @@
 # What the tests need and PyPI cannot give, from Debian's packages (root).  No service is started: policy-rc.d says 101
 # while they are installed, and the tests start their own, on free ports and in private folders.
 set -eu
-packages="chromium docker-compose postfix rabbitmq-server redis-server postgresql swaks msmtp curl procps systemd"
+packages="chromium docker-compose postfix rabbitmq-server redis-server postgresql swaks libnet-ssleay-perl msmtp curl procps systemd"
 missing=""
 for package in $packages; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 
 from gateway.errors import QueueUnavailable
 from gateway.maillog import MailLog
-from gateway.queue.broker import DeadTicket
+from gateway.queue.broker import Dead, DeadTicket
+from gateway.queue.sqlite import SqliteBroker
 from gateway.queue.ticket import Ticket
 from gateway.runtime import Stop, utc_now
 from gateway.store.blob_collector import Collector
@@ -29,11 +31,12 @@ class Broker:
         self.asked = 0
         self.is_away = False
 
-    async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
+    async def all_dead(self) -> AsyncIterator[DeadTicket]:
         self.asked += 1
         if self.is_away:
             raise QueueUnavailable("away")
-        return self.letters[:limit]
+        for letter in self.letters:
+            yield letter
 
 
 def letter(**values: object) -> DeadTicket:
@@ -92,13 +95,27 @@ async def test_without_the_queues_word_nothing_is_taken_and_the_next_round_comes
     await running
 
 
-async def test_too_many_dead_letters_to_look_through_stop_the_collecting(
-    collector: Collector, blobs: FileBlobStore, tmp_path: Path, log: MailLog, said: io.StringIO
+async def test_however_many_letters_there_are_all_are_looked_through(
+    collector: Collector, blobs: FileBlobStore, tmp_path: Path, log: MailLog
 ) -> None:
-    [forgotten] = await put_old(blobs, tmp_path, b"forgotten")
-    await rounds.collect_once(collector, Broker(*[letter()] * rounds.MAX_LETTERS), log=log)
-    assert await blobs.exists(forgotten)
-    assert "collector-waits" in said.getvalue()
+    carried, forgotten = await put_old(blobs, tmp_path, b"carried", b"forgotten")
+    last = letter(id="u", body=json.dumps({"blob": carried}).encode())
+    await rounds.collect_once(collector, Broker(*[letter()] * 2500, last), log=log)
+    assert [await blobs.exists(each) for each in (carried, forgotten)] == [True, False]
+
+
+async def test_what_the_body_of_a_real_queues_dead_letter_names_is_kept(
+    collector: Collector, blobs: FileBlobStore, tmp_path: Path, log: MailLog
+) -> None:
+    carried, forgotten = await put_old(blobs, tmp_path, b"carried", b"forgotten")
+    async with SqliteBroker(tmp_path / "queue.db") as broker:
+        body = json.dumps({"attachments": [{"filename": "a", "blob": carried}]}).encode()
+        await broker.publish([Ticket(queue="email.send", id="u", body=body)])
+        async with broker.consume({"email.send": 1}, concurrency=1) as consumer:
+            async with asyncio.timeout(30):
+                await (await anext(aiter(consumer))).settle(Dead(reason="r"))
+        await rounds.collect_once(collector, broker, log=log)
+    assert [await blobs.exists(each) for each in (carried, forgotten)] == [True, False]
 
 
 async def test_one_collector_works_at_a_time(

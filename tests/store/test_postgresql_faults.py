@@ -286,3 +286,30 @@ async def test_connections_that_may_only_read_are_left_for_new_ones(postgres_url
     await standby.write(put("b"))
     assert await standby.read(keys) == {"b"}
     await standby.close()
+
+
+async def test_a_pooler_that_mixes_connections_up_is_the_stores_fault_and_not_the_mails(
+    database: PostgresDatabase,
+) -> None:
+    """In transaction mode a pooler leads to a server's connection that never heard of our prepared statements."""
+
+    def elsewhere(connection: sa.Connection) -> None:
+        put("a")(connection)
+        connection.exec_driver_sql("DEALLOCATE ALL")
+        put("b")(connection)
+
+    with pytest.raises(StoreUnavailable, match="prepared statement"):
+        await database.write(elsewhere)
+
+
+async def test_nothing_is_asked_at_the_start_of_a_connection_that_a_pooler_refuses(
+    database: PostgresDatabase,
+) -> None:
+    shown = "SELECT name FROM pg_settings WHERE source = 'client' AND name LIKE '%timeout%'"
+    asked, limits = await database.read(
+        lambda connection: (
+            list(connection.exec_driver_sql(shown).scalars()),
+            [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("lock_timeout", "statement_timeout")],
+        )
+    )
+    assert (asked, limits) == ([], ["8s", "12s"])

@@ -14,11 +14,19 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from gateway.errors import SettingsError
+from gateway.contract.email_send import SendEmail
+from gateway.errors import SettingsError, StoreUnavailable
+from gateway.mail.ids import new_id
+from gateway.reply import Reply
 from gateway.store import migrations, published, schema
+from gateway.store.blobs import FileBlobStore
 from gateway.store.database import Database, open_as_it_is, open_database
+from gateway.store.emails import DatabaseLedger
+from gateway.store.ledger import Claim
+from gateway.store.lists import Lists
 from gateway.store.postgresql import PostgresDatabase
 from gateway.store.postgresql_url import parse_postgresql_url
+from gateway.watch.doctor import check_store
 
 
 def database_of(url: str) -> str:
@@ -134,13 +142,57 @@ async def _refusal(url: str) -> str:
     return str(refused.value)
 
 
-async def test_a_newer_schema_is_refused_in_words(bare_database_url: str) -> None:
-    database = await open_database(bare_database_url)
-    await database.write(
-        lambda connection: connection.execute(sa.text("UPDATE alembic_version SET version_num='9999'")).rowcount
+def _newer(connection: sa.Connection, compatible_from: str) -> None:
+    """What a later version does to a schema by adding: a column with a default to every table, a table, its number."""
+    for table in schema.metadata.sorted_tables:
+        connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN of_tomorrow TEXT NOT NULL DEFAULT 'x'"))
+    connection.execute(sa.text("CREATE TABLE tomorrow (id TEXT PRIMARY KEY)"))
+    connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    meta = schema.meta
+    connection.execute(sa.update(meta).where(meta.c.key == "compatible_from").values(value=compatible_from))
+
+
+async def test_a_newer_schema_that_only_adds_is_worked_on_beside_the_newer_gateway(
+    bare_database_url: str, tmp_path: Path
+) -> None:
+    running = await open_database(bare_database_url)
+    ledger = DatabaseLedger(running, FileBlobStore(tmp_path), clock=running.clock, hostname="mx.test")
+    await _send_one(ledger)
+    other = await open_as_it_is(bare_database_url)
+    await other.write(lambda connection: _newer(connection, migrations.HEAD))
+    await other.close()
+    await _send_one(ledger)  # N was running when N+1 led the schema up
+    await running.close()
+
+    again = await open_database(bare_database_url)  # and N may be started again beside it
+    await migrations.upgrade(again)
+    assert await migrations.current_version(again) == "9999"
+    ledger = DatabaseLedger(again, FileBlobStore(tmp_path), clock=again.clock, hostname="mx.test")
+    await _send_one(ledger)
+    assert [row["disposition"] for row in await Lists(again).newest("emails")] == ["relayed"] * 3
+    await again.close()
+    found = await check_store(bare_database_url)
+    assert (found.level, "schema 9999 of a newer gateway" in found.finding) == ("ok", True)
+
+
+async def _send_one(ledger: DatabaseLedger) -> None:
+    email = SendEmail(id=new_id(), to=("ann@example.org",), subject="s", text="t")
+    await ledger.record_accepted(
+        email, app="", content_hash="h", ticket_id="t", stream="normal", message_id=f"<{email.id}@mx.test>"
     )
+    claim = await ledger.claim(email.id, "ann@example.org", ticket_id="t", lifetime_seconds=60)
+    assert isinstance(claim, Claim)
+    await ledger.record_dot_sent(claim)
+    await ledger.record_relayed(claim, relay="r", reply=Reply(code=250, enhanced_status="2.0.0", text="ok"))
+
+
+async def test_a_newer_schema_that_takes_away_is_refused_in_words(bare_database_url: str) -> None:
+    database = await open_database(bare_database_url)
+    await database.write(lambda connection: _newer(connection, "9999"))
     await database.close()
     assert "schema 9999, newer than" in await _refusal(bare_database_url)
+    found = await check_store(bare_database_url)
+    assert (found.level, found.next_step) == ("wrong", "run the newer gateway")
 
 
 async def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
@@ -192,3 +244,15 @@ def test_the_tables_can_be_said_in_postgresql() -> None:
     assert "TIMESTAMP WITH TIME ZONE" in text
     assert "JSONB" in text
     assert "BIGSERIAL" in text
+
+
+async def test_a_large_store_that_cannot_be_led_up_at_the_start_says_how(
+    bare_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(connection: sa.Connection) -> None:
+        connection.execute(sa.text("SELECT set_config('statement_timeout', '100', true)")).close()
+        connection.execute(sa.text("SELECT pg_sleep(60)")).close()
+
+    monkeypatch.setattr("gateway.store.migrations._bring_up_to_date", slow)
+    with pytest.raises(StoreUnavailable, match=r"statement timeout: .*`gateway db upgrade`"):
+        await open_database(bare_postgres_url)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "fakes"))
 
 from sms_receiver import Receiver
 
+from gateway.inbound.certificate import Trouble
 from gateway.maillog import MailLog
 from gateway.outbound.relay import RelayHealth
 from gateway.queue.broker import Depth
@@ -389,6 +390,7 @@ def test_each_fact_has_its_condition_and_fine_facts_have_none() -> None:
         depths=[depth(EMAIL_SEND, ready=5, oldest_seconds=10.0), depth(SUSPECT)],
         held=HeldFaults(templates=0, mailboxes=0),
         relays=[RelayHealth(relay="a", is_failing=False, is_proven=True, why="")],
+        certificate=[],
         free_bytes=10,
         min_free_bytes=5,
     )
@@ -403,6 +405,7 @@ def test_each_fact_has_its_condition_and_fine_facts_have_none() -> None:
         ],
         held=HeldFaults(templates=1, mailboxes=2),
         relays=[RelayHealth(relay="a", is_failing=True, is_proven=False, why="421")],
+        certificate=[Trouble(subject="dates", level="wrong", text="has expired", next_step="renew it")],
         free_bytes=4,
         min_free_bytes=5,
         failures=30,

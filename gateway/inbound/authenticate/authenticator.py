@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gateway.inbound.authenticate.dmarc import Identifier, PublicSuffixes, judge
 from gateway.inbound.authenticate.header import Header, Unreadable, read_header
@@ -13,16 +13,18 @@ from gateway.inbound.authenticate.resolver import Budget, Resolver
 from gateway.inbound.authenticate.result import Authentication, Result
 from gateway.inbound.authenticate.signatures import check_signatures
 from gateway.inbound.authenticate.spf import check_helo, check_mail_from
+from gateway.inbound.xforward import TrustedHosts
 from gateway.mail.envelope import Envelope
 from gateway.mail.parse import Cage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedMta:
-    """Our own mail server: the name it signs its results with ('' for none), and the fields it marks junk by."""
+    """Our own mail server: the name it signs its results with ('' for none), the fields it marks junk by, where it stands."""
 
     authserv_id: str = ""
     junk_fields: Sequence[str] = ()
+    hosts: TrustedHosts = field(default_factory=TrustedHosts)
 
 
 class Authenticator:
@@ -39,9 +41,10 @@ class Authenticator:
         try:
             header = read_header(octets)
         except Unreadable as why:
-            return Authentication(verdict=Result.FAIL, reason=str(why))
-        found = await self._judged(envelope, octets, header)
-        return replace(found, junk=junk_verdict(header, self._trusted.junk_fields))
+            found = Authentication(verdict=Result.FAIL, reason=str(why))
+        else:
+            found = await self._judged(envelope, octets, header)
+        return replace(found, junk=junk_verdict(octets, self._trusted.junk_fields))
 
     async def _judged(self, envelope: Envelope, octets: bytes, header: Header) -> Authentication:
         author, doubt = _author(header)
@@ -54,26 +57,33 @@ class Authenticator:
             return replace(found, verdict=Result.FAIL, reason=doubt)
         await asyncio.to_thread(self._suffixes.warm)
         judged = await self._verdict(envelope, found, author, budget)
+        if told is not None and judged.is_proven and header.repeated() and judged.aligned_by != "login":
+            # Our mail server does not say which of them the signature was over.
+            return replace(judged, verdict=Result.FAIL, reason=f"it has more than one {min(header.repeated()).title()}")
         if told is None or judged.is_proven or _has_judged(told):
             return judged
         filled = _filled(told, await self._looked_up(envelope, octets, header, budget, author))
         return await self._verdict(envelope, filled, author, budget)
 
     def _told_by_mta(self, envelope: Envelope, header: Header) -> Authentication | None:
-        if not self._trusted.authserv_id or not envelope.by_trusted_host:
+        """Not where somebody has logged in here: he writes mail, wherever he sits, and is no mail server of ours."""
+        if not self._trusted.authserv_id or not envelope.by_trusted_host or envelope.auth:
             return None
         fields = own_results(header, self._trusted.authserv_id)
-        return read_results(fields, envelope) if fields else None
+        return read_results(fields, header, envelope) if fields else None
 
     async def _looked_up(
         self, envelope: Envelope, octets: bytes, header: Header, budget: Budget, author: str
     ) -> Authentication:
-        """After a login the host says nothing of who wrote: it is somebody's own machine, and he has said who he is."""
+        """After a login the host says nothing of who wrote: it is somebody's own machine, and he has said who he is.
+
+        Neither does a mail server of ours by its address: it would vouch for all that it relays.
+        """
         signatures = check_signatures(octets, header, budget.ask, self._cage, prefer=_domain(author))
         if envelope.auth:
             dkim, arc = await signatures
             return Authentication(source="own", dkim=dkim, arc=arc)
-        client, helo = envelope.client, envelope.helo
+        client, helo = ("" if envelope.client in self._trusted.hosts else envelope.client), envelope.helo
         spf, helo_check, (dkim, arc) = await asyncio.gather(
             check_mail_from(client, envelope.mail_from, helo, budget.ask),
             check_helo(client, helo, budget.ask),
@@ -110,17 +120,6 @@ class Authenticator:
         )
 
 
-def _by_login(author: str) -> Authentication:
-    return Authentication(
-        verdict=Result.PASS,
-        reason="",
-        author=author,
-        aligned_domain=_domain(author),
-        aligned_by="login",
-        source="login",
-    )
-
-
 def _has_judged(found: Authentication) -> bool:
     """Whether our mail server has come to a verdict of its own; then nothing it left out would change that."""
     return found.dmarc.result not in (Result.NONE, Result.TEMPERROR)
@@ -131,6 +130,18 @@ def _filled(told: Authentication, own: Authentication) -> Authentication:
     spf = own.spf if told.spf.result is Result.NONE else told.spf
     helo = own.helo if told.helo.result is Result.NONE else told.helo
     return replace(told, source="both", spf=spf, helo=helo, dkim=told.dkim or own.dkim, arc=own.arc)
+
+
+def _by_login(author: str) -> Authentication:
+    return Authentication(
+        verdict=Result.PASS,
+        reason="",
+        author=author,
+        aligned_domain=_domain(author),
+        aligned_by="login",
+        source="login",
+        login=author,
+    )
 
 
 def _by_word_of_mta(found: Authentication, domain: str) -> Authentication:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from gateway.mail.addresses import Address, parse_mailbox
 
 MAX_HEADER_BYTES = 100 * 1024
 MAX_FIELDS = 2_000
+_ADDRESSES_ONCE = {"sender", "reply-to", "to", "cc", "bcc"}
+_MIME_ONCE = {"mime-version", "content-type", "content-transfer-encoding", "content-disposition"}
+_ONCE = frozenset({"date", "message-id", "in-reply-to", "references", "subject"} | _ADDRESSES_ONCE | _MIME_ONCE)
 _FIELD = re.compile(rb"([!-9;-~]+):")
 _QUOTED_NAME = re.compile(r'"(?:[^"\\\r\n]|\\.)*"')
 # Dots that IDNA reads as the dot of a domain.
@@ -44,6 +48,14 @@ class Header:
 
     def all(self, name: str) -> list[Field]:
         return [field for field in self.fields if field.name == name]
+
+    def repeated(self) -> dict[str, int]:
+        """The fields that must stand once and stand more often (RFC 5322, section 3.6; RFC 2045), and how often.
+
+        Programs differ in which one they show, so a signature over one of them lets anybody write what is read.
+        """
+        counted = Counter(field.name for field in self.fields if field.name in _ONCE)
+        return {name: count for name, count in counted.items() if count > 1}
 
     def author(self) -> str:
         """The one address of the one From field, as people are compared; raises Unreadable."""

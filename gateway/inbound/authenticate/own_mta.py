@@ -12,7 +12,7 @@ Also home of what it says about junk: who marks his own mail as junk gets what h
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -20,7 +20,7 @@ import authres
 
 from gateway.inbound.authenticate.header import Field, Header
 from gateway.inbound.authenticate.result import Authentication, DmarcCheck, Result, SignatureCheck, SpfCheck
-from gateway.inbound.authenticate.signatures import MAX_TOLD
+from gateway.inbound.authenticate.signatures import MAX_TOLD, tags_of
 from gateway.mail.addresses import domain_to_ascii, parse_mailbox
 from gateway.mail.envelope import Envelope
 from gateway.mail.people import person_key
@@ -30,6 +30,9 @@ _MAX_FIELDS = 10
 _MAX_VALUE = 4 * 1024
 _MAX_COMMENTS = 50
 _BENDING = re.compile(r"[^A-Za-z0-9@.+_\[\]:/-]")
+MAX_JUNK_HEADER_BYTES = 1024 * 1024
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_FIELD = re.compile(rb"^([!-9;-~]{1,100})[ \t]*:(?:[ \t]|\r?\n[ \t]){0,50}([^\r\n]{0,80})", re.MULTILINE)
 _YES = re.compile(r"(?:yes|true|1)\b", re.IGNORECASE)
 
 
@@ -49,9 +52,9 @@ def _is_of(authserv_id: str, field: Field) -> bool:
     return named[:1] != [] and named[0].lower() == authserv_id.lower()
 
 
-def read_results(fields: Sequence[Field], envelope: Envelope) -> Authentication | None:
+def read_results(fields: Sequence[Field], header: Header, envelope: Envelope) -> Authentication | None:
     """What they say together; None when they cannot be read, or when the sender's own words could have written part of it."""
-    if any(_BENDING.search(text) for text in (envelope.mail_from, envelope.helo)):
+    if any(_BENDING.search(text) for text in _senders_words(header, envelope)):
         return None
     if len(fields) > _MAX_FIELDS or any(map(_is_beyond_measure, fields)):
         return None
@@ -78,6 +81,18 @@ def read_results(fields: Sequence[Field], envelope: Envelope) -> Authentication 
     )
 
 
+def _senders_words(header: Header, envelope: Envelope) -> Iterator[str]:
+    """What a filter writes into its field as it came: names of the envelope, and those of signatures."""
+    yield from (envelope.mail_from, envelope.helo)
+    for field in header.all("dkim-signature"):
+        try:
+            tags = tags_of(field.value)
+        except ValueError:
+            yield ";"  # nobody knows what a filter read there
+            continue
+        yield from (tags.get(name, "") for name in ("d", "i", "s"))
+
+
 def _is_beyond_measure(field: Field) -> bool:
     return len(field.value) > _MAX_VALUE or field.value.count("(") > _MAX_COMMENTS
 
@@ -88,11 +103,16 @@ def _agreed(checks: Sequence[SpfCheck]) -> SpfCheck | None:
     return next(doubts, checks[0]) if checks else None
 
 
-def junk_verdict(header: Header, marks: Sequence[str]) -> str:
-    """The field that says the mail is junk, '' for none; a mark is a field's name, and `yes` its value."""
-    for field in header.fields:
-        if field.name in marks and _YES.match(field.value):
-            return f"{field.name}: {field.value[:40]}"
+def junk_verdict(octets: bytes, marks: Sequence[str]) -> str:
+    """The field that says the mail is junk, '' for none; a mark is a field's name, and `yes` its value.
+
+    Read leniently, from the raw header: an odd line must not hide what stands beside it.
+    """
+    end = _HEADER_END.search(octets, 0, MAX_JUNK_HEADER_BYTES)
+    for found in _FIELD.finditer(octets, 0, end.start() if end else MAX_JUNK_HEADER_BYTES):
+        name, value = found[1].decode("latin-1").lower(), found[2].decode("utf-8", "replace")
+        if name in marks and _YES.match(value):
+            return f"{name}: {value[:40]}"
     return ""
 
 

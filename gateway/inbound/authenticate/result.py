@@ -71,9 +71,10 @@ class DmarcCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """All of it; `source` is `own` (looked up by us), `mta` (told by our own mail server) or `both` (it left something out).
+    """All of it; `source` is `own` (looked up by us), `mta` (told by our own mail server), `both` (it left something out)
+    or `login` (the author logged in here).
 
-    `login` is the address of the person who logged in at our mail server to send this, '' where it names nobody.
+    `login` is the address of the person who logged in, here or at our mail server, to send this; '' where it names nobody.
     """
 
     verdict: Result = Result.NONE
@@ -102,9 +103,13 @@ class Authentication:
         return bool(mail_from) and (person_key(mail_from) == self.login or self._vouches_for(mail_from))
 
     def _vouches_for(self, mail_from: str) -> bool:
-        return self.is_proven and (
-            person_key(mail_from) == self.author or (self.aligned_by == "spf" and self.spf.result is Result.PASS)
-        )
+        return self.is_proven and (person_key(mail_from) == self.author or self._may_host_send(mail_from))
+
+    def _may_host_send(self, mail_from: str) -> bool:
+        """Whether SPF of this very domain is what vouches; our mail server may have found it of another envelope."""
+        spf = self.spf
+        domain = person_key(mail_from).rpartition("@")[2]
+        return self.aligned_by == "spf" and spf.result is Result.PASS and spf.domain == domain
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

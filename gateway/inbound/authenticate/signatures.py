@@ -1,8 +1,9 @@
 """DKIM (RFC 6376, 8301, 8463) and ARC (RFC 8617): what is signed is chosen here, keys are fetched here, the cage verifies.
 
 Before anything is verified a signature must be one that proves something: its h= names From, its algorithm is of today, its d=
-and s= are plain domains, it signs the whole body (l= lets anybody add to it), and it is short.  At most `MAX_SIGNATURES` are
-verified, those of the author's domain first, and chains of at most `MAX_INSTANCES`.
+and s= are plain domains, it signs the whole body (l= lets anybody add to it) and every instance of a field that should stand
+once, and it is short.  At most `MAX_SIGNATURES` are verified, those of the author's domain first, and chains of at most
+`MAX_INSTANCES`.
 Promises: a key that cannot be looked up now is `temperror`; a cage that ends at its limit is `permerror` with that reason;
 nothing a mail or a key says raises from here, except that no cage is there (TransientFailure).
 """
@@ -52,7 +53,8 @@ async def check_signatures(
     octets: bytes, header: Header, ask: Ask, cage: Cage, *, prefer: str = ""
 ) -> tuple[tuple[SignatureCheck, ...], ArcCheck]:
     """Every signature in its order, and the chain; `prefer` is the domain whose signatures are looked at first."""
-    found = [_claim(index, field) for index, field in enumerate(header.all("dkim-signature"))]
+    repeated = header.repeated()
+    found = [_claim(index, field, repeated) for index, field in enumerate(header.all("dkim-signature"))]
     claims = [item for item in found if isinstance(item, _Claim)]
     chosen = sorted(claims, key=lambda claim: not _is_near(claim.check.domain, prefer))[:MAX_SIGNATURES]
     arc, arc_names = _chain(header)
@@ -68,14 +70,14 @@ def _unverified(item: _Claim | SignatureCheck, reason: str) -> SignatureCheck:
     return replace(item.check, result=Result.POLICY, reason=reason) if isinstance(item, _Claim) else item
 
 
-def _claim(index: int, field: Field) -> _Claim | SignatureCheck:
+def _claim(index: int, field: Field, repeated: Mapping[str, int]) -> _Claim | SignatureCheck:
     try:
         tags = tags_of(field.value)
         domain, selector = _domain(tags.get("d", "")), _domain(tags.get("s", ""), is_selector=True)
     except ValueError as error:
         return SignatureCheck(result=Result.PERMERROR, reason=f"it cannot be read: {error}")
     check = SignatureCheck(result=Result.NONE, domain=domain, selector=selector[:100], algorithm=tags.get("a", "")[:30])
-    if doubt := _doubt(tags):
+    if doubt := _doubt(tags, repeated):
         return replace(check, result=Result.POLICY, reason=doubt)
     return _Claim(index, f"{selector}._domainkey.{domain}", check)
 
@@ -95,7 +97,7 @@ def tags_of(value: str) -> dict[str, str]:
     return tags
 
 
-def _doubt(tags: Mapping[str, str]) -> str:
+def _doubt(tags: Mapping[str, str], repeated: Mapping[str, int]) -> str:
     """Why a signature proves nothing even if it is sound, '' when it may."""
     signed = [name.strip().lower() for name in tags.get("h", "").split(":")]
     if tags.get("a", "").lower() not in _ALGORITHMS:
@@ -106,6 +108,9 @@ def _doubt(tags: Mapping[str, str]) -> str:
         return "it signs more fields than honest ones do"
     if "l" in tags:
         return "it signs the beginning of the body only (l=), so that anybody may add to it"
+    open_to_all = [name for name, count in repeated.items() if signed.count(name) < count]
+    if open_to_all:
+        return f"the mail has {repeated[open_to_all[0]]} {open_to_all[0].title()} fields, and it does not sign them all"
     return ""
 
 

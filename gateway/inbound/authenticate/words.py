@@ -11,6 +11,7 @@ from typing import Any
 
 _SOURCES = {
     "own": "looked up by us",
+    "login": "the author has logged in at our door",
     "mta": "told by our mail server",
     "both": "told by our mail server, and looked up by us where it says nothing",
 }
@@ -24,7 +25,8 @@ def words_of(found: Mapping[str, Any]) -> list[str]:
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield _verdict(found)
-    yield f"logged in at our mail server as {found['login']}" if found.get("login") else ""
+    place = "here" if found.get("source") == "login" else "at our mail server"
+    yield f"logged in {place} as {found['login']}" if found.get("login") else ""
     yield _spf(found.get("spf") or {}, "SPF")
     yield _spf(found.get("helo") or {}, "SPF of HELO")
     yield from _signatures(found.get("dkim") or ())

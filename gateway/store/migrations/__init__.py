@@ -1,8 +1,13 @@
 """The schema's versions: which one a database has, and the way to ours.
 
 A new database is made in one step from `store.schema` and stamped; an older one is led up by alembic, which is imported
-only then.  A newer one, or a foreign one, is refused in words.  Everything happens in one transaction, so that of several
-processes that start together one does it.  A test proves that both ways end at the same tables.
+only then.  Everything happens in one transaction, so that of several processes that start together one does it.  A test
+proves that both ways end at the same tables.
+
+Versions N and N+1 run side by side: a schema says in `meta` since which version a gateway may work on it (COMPATIBLE_FROM).
+A newer schema whose word names a version known here is worked on as it is; any other, or a foreign one, is refused in words.
+A migration that only adds (tables, indexes, columns with a server default) leaves COMPATIBLE_FROM alone; one that takes
+something away or changes what it means sets it to its own number, and comes a release after the code stopped using it.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 KNOWN_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0010")
 HEAD = KNOWN_VERSIONS[-1]
+COMPATIBLE_FROM = "0008"  # whoever knows this schema may work on ours
+_COMPATIBLE = "compatible_from"
 
 _stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
@@ -29,6 +36,11 @@ _stamp = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.
 async def upgrade(database: Database) -> None:
     """Brings the schema to this gateway's version; raises SettingsError where that cannot be."""
     await database.write(_bring_up_to_date)
+
+
+async def is_compatible(database: Database) -> bool:
+    """Whether a schema that is not ours may be worked on as it is: a newer gateway says so."""
+    return await database.read(_is_compatible)
 
 
 async def current_version(database: Database) -> str | None:
@@ -45,10 +57,25 @@ def _bring_up_to_date(connection: sa.Connection) -> None:
         _create(connection)
     elif version in KNOWN_VERSIONS:
         run_alembic(connection)
+    elif _is_compatible(connection):
+        return
     else:
         raise _refusal(
             f"the store has schema {version}, newer than {HEAD}, which this gateway knows: run the newer gateway"
         )
+    _say_compatible(connection)
+
+
+def _is_compatible(connection: sa.Connection) -> bool:
+    if not sa.inspect(connection).has_table(schema.meta.name):
+        return False  # somebody else's, who uses alembic, too
+    query = sa.select(schema.meta.c.value).where(schema.meta.c.key == _COMPATIBLE)
+    return connection.execute(query).scalar() in KNOWN_VERSIONS
+
+
+def _say_compatible(connection: sa.Connection) -> None:
+    connection.execute(sa.delete(schema.meta).where(schema.meta.c.key == _COMPATIBLE))
+    connection.execute(sa.insert(schema.meta), {"key": _COMPATIBLE, "value": COMPATIBLE_FROM})
 
 
 def _version(connection: sa.Connection) -> str | None:

@@ -15,6 +15,7 @@ from gateway.queue.broker import Depth
 from gateway.queue.ticket import SUSPECT
 
 if TYPE_CHECKING:
+    from gateway.inbound.certificate import Trouble
     from gateway.outbound.relay import RelayHealth
     from gateway.store.accounting import HeldFaults
 
@@ -37,6 +38,7 @@ TOPICS: dict[str, Topic] = {
     "store": Topic(severity="critical", title="the store cannot be reached", patience_seconds=3),
     "queue": Topic(severity="critical", title="the queue cannot be reached", patience_seconds=3),
     "disk": Topic(severity="critical", title="too little disk"),
+    "certificate": Topic(severity="warning", title="the door's certificate"),
     "restarts": Topic(severity="critical", title="the gateway dies again and again"),
     "relay": Topic(severity="warning", title="a relay does not work", patience_seconds=60),
     "old-tickets": Topic(severity="warning", title="work waits too long"),
@@ -79,6 +81,7 @@ class Sight:
     depths: Sequence[Depth] | None = None
     held: HeldFaults | None = None
     relays: Sequence[RelayHealth] = ()
+    certificate: Sequence[Trouble] | None = None
     free_bytes: int | None = None
     min_free_bytes: int = 0
     failures: int = 0
@@ -98,7 +101,7 @@ class Look:
 
 def look_at(sight: Sight) -> Look:
     """Judges the facts."""
-    found = [*_of_machine(sight), *_of_queues(sight), *_of_relays(sight), *_of_held(sight)]
+    found = [*_of_machine(sight), *_of_certificate(sight), *_of_queues(sight), *_of_relays(sight), *_of_held(sight)]
     return Look(conditions=tuple(found), judged=frozenset(_judged(sight)))
 
 
@@ -108,6 +111,8 @@ def _judged(sight: Sight) -> Iterator[str]:
         yield "store"
     if sight.free_bytes is not None:
         yield "disk"
+    if sight.certificate is not None:
+        yield "certificate"
     if sight.depths is not None:
         yield from ("old-tickets", "dead-letters", "suspects")
     if sight.held is not None:
@@ -135,6 +140,13 @@ def _of_machine(sight: Sight) -> Iterator[Condition]:
     if sight.deaths >= DEATHS_AT_ONCE:
         what = f"{sight.deaths} processes of the gateway died within an hour"
         yield condition("restarts", what, "read the log's last lines before each gateway-serving", count=sight.deaths)
+
+
+def _of_certificate(sight: Sight) -> Iterator[Condition]:
+    for trouble in sight.certificate or ():
+        severity = "critical" if trouble.level == "wrong" else "warning"
+        what = f"the SMTP door's certificate: {trouble.text}"
+        yield condition("certificate", what, trouble.next_step, subject=trouble.subject, severity=severity)
 
 
 def _of_queues(sight: Sight) -> Iterator[Condition]:

@@ -22,6 +22,7 @@ from gateway.watch.alarms.conditions import Sight
 from gateway.watch.alarms.failures import FailureMeter
 
 if TYPE_CHECKING:
+    from gateway.inbound.certificate import Trouble
     from gateway.outbound.relay import RelayHealth
 
 ASK_SECONDS = 10.0
@@ -35,6 +36,7 @@ class Sources:
     depths: Callable[[], Awaitable[list[Depth]]] | None
     held: Callable[[], Awaitable[HeldFaults]] | None
     relays: Sequence[RelayHealth]
+    certificate: Callable[[], Sequence[Trouble]] | None
     data_dir: Path
     min_free_bytes: int
     old_seconds: float
@@ -61,6 +63,7 @@ class Eyes:
             depths=depths,
             held=held,
             relays=sources.relays,
+            certificate=sources.certificate() if sources.certificate else None,
             free_bytes=_free_bytes(sources.data_dir),
             min_free_bytes=sources.min_free_bytes,
             failures=failures,
