@@ -101,8 +101,15 @@ async def photo_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
 
 
 async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
+    """Email waits in its queue while the ledger is away or no relay is usable.
+
+    Ingest has no such gate: a mail that cannot be recorded must be noted, or nobody could tell its sender.
+    """
+    from gateway.errors import StoreUnavailable
     from gateway.outbound.deliver import Deliver
+    from gateway.queue.gate import FaultGate
     from gateway.queue.ticket import EMAIL_SEND, EMAIL_SEND_BULK, EMAIL_SEND_SERIAL, EMAIL_SEND_URGENT
+    from gateway.store.migrations import current_version
 
     settings = parts.settings
     broker, store, pool = await parts.queue(stack), await parts.store(stack), await parts.pool(stack)
@@ -121,13 +128,19 @@ async def send_trade(parts: Parts, stack: AsyncExitStack) -> Trade:
         claim_seconds=settings.limits.claim,
         handler_seconds=settings.limits.handler,
     )
+    ledger_gate = FaultGate(StoreUnavailable, lambda: current_version(store.database))
+
+    async def gate() -> None:
+        await ledger_gate.wait_open()
+        await pool.wait_usable()
+
     weights = {EMAIL_SEND_URGENT: 8, EMAIL_SEND: 4, EMAIL_SEND_SERIAL: 4, EMAIL_SEND_BULK: 2}
     return Trade(
         weights=weights,
-        handlers=dict.fromkeys(weights, deliver.handle),
+        handlers=dict.fromkeys(weights, ledger_gate.minded(deliver.handle)),
         buries=dict.fromkeys(weights, deliver.bury),
         concurrency=settings.limits.send_concurrency,
-        gate=pool.wait_usable,
+        gate=gate,
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 from fakes.cut_wire import CutWire
 from fakes.scripted_relay import ScriptedRelay
 from fakes.sms_receiver import Receiver
-from flows.place import house_on, opened
+from flows.place import Place, house_on, opened
 from flows.traffic import Traffic
 from services.postgres import PostgresServer
 
@@ -39,11 +39,13 @@ class Trouble:
 
     async def restarted(self) -> float:
         """Stopped, until the admins have heard of it, and started."""
-        told = len(self.receiver.messages)
+        told, place = len(self.receiver.messages), self.traffic.place
         self.server.stop()
         try:
             [raised] = (await asyncio.to_thread(self.receiver.wait_for, told + 1))[told:]
-            await self.traffic.more(3)
+            failed = emails_failed(place)
+            await self.traffic.more(4)
+            assert emails_failed(place) == failed, "email that came meanwhile left its queue for nothing"
         finally:
             self.server.start()
         assert "critical: the store cannot be reached" in raised["title"], raised
@@ -116,6 +118,12 @@ async def test_whatever_ails_the_store_doors_say_250_and_what_they_promised_is_d
             await traffic.prove()
     print("\n".join([*said, *(str(message["title"]) for message in receiver.messages)]))
     assert (traffic.refusals, traffic.errors) == ({}, {}), "neither door nor client said no"
+
+
+def emails_failed(place: Place) -> int:
+    """How many tickets of email met a fault."""
+    lines = place.house.log().splitlines()
+    return sum("event='handler-failed' queue='email.send'" in line for line in lines)
 
 
 async def every_alarm_is_withdrawn(receiver: Receiver) -> bool:
