@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TRY_LATER = Reply(code=451, enhanced_status="4.3.0", text="a fault of ours, the mail is not kept; try again later")
 _EARLY = Reply(
-    code=554, enhanced_status="5.5.0", text="a client waits for the greeting (RFC 5321, section 4.3.1), closing"
+    code=421, enhanced_status="4.5.0", text="a client waits for the greeting (RFC 5321, section 4.3.1), closing"
 )
 _BARE_LINE_END = Reply(
     code=500,

@@ -49,7 +49,7 @@ async def test_who_talks_before_the_greeting_is_shown_out(kind: type[Door], said
     client.sendall(said)  # the door has not had its turn yet
     talk = Talk(*await asyncio.open_connection(sock=client))
     (reply,) = await replies_until_closed(talk)
-    assert reply.startswith("554 5.5.0 a client waits for the greeting")
+    assert reply.startswith("421 4.5.0 a client waits for the greeting")
     assert house.log.counters["refused"] == 1, "what he said was heard as commands"
     talk.close()
 
