@@ -161,7 +161,10 @@ class DoorLine(SMTP):
 
     async def _read_command(self, readuntil: Callable[[], Awaitable[bytes]]) -> bytes:
         """A line as some see it and others do not is how commands are smuggled."""
-        line = await readuntil()
+        try:
+            line = await readuntil()
+        except asyncio.IncompleteReadError:  # the client had said all before he heard our last answer
+            raise asyncio.CancelledError from None
         self.note_command("COMMAND")  # until somebody knows more of it
         if line.find(b"\r") != len(line) - 2:
             raise BareLineEndError
