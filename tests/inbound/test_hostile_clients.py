@@ -127,13 +127,13 @@ async def test_octets_of_all_kinds_are_answered_and_do_no_harm(kind: type[Door],
 async def test_octets_of_a_name_that_are_no_text_are_kept_as_question_marks(house: House) -> None:
     talk = await Talk.with_door(await house.open_door())
     await talk.reply()
-    for name, kept in ((b"\xff", "?"), (b"a\x80b c", "a?b c"), (b"\xed\xb2\x80", "???"), ("bücher".encode(), "bücher")):
+    names = {b"\xff": "?", b"a\x80b c": "a?b c", b"\xed\xb2\x80": "???", "bücher".encode(): "bücher"}
+    for name in names:
         for line in (b"EHLO " + name, b"MAIL FROM:<ann@example.org>", b"RCPT TO:<posts@localhost>"):
             assert (await talk.say(line)).startswith("250")
         assert (await talk.say("DATA")).startswith("354")
         assert (await talk.say(".")).startswith("250")
-        (ticket,) = await house.tickets()
-        assert ticket.headers["helo"] == kept
+    assert sorted(str(ticket.headers["helo"]) for ticket in await house.tickets()) == sorted(names.values())
     talk.close()
 
 
