@@ -69,9 +69,10 @@ def _keys(name: str, client: str) -> tuple[Key, Key, Key]:
 
 
 def _network(client: str) -> str:
-    """An IPv6 client is its /64: it has more addresses than anybody could count."""
+    """An IPv6 client is its /64: it has more addresses than anybody could count. An IPv4 one may come in IPv6's form."""
     try:
-        address = ipaddress.ip_address(client)
+        address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:
         return client[:64]
+    address = getattr(address, "ipv4_mapped", None) or address
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)

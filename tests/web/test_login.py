@@ -130,6 +130,10 @@ def test_the_throttle_counts_by_client_and_by_name_and_forgets() -> None:
         throttle.failed(f"n{number}", f"2001:db8::{number:x}")
     assert throttle.wait_seconds("another", "2001:db8::ffff") > 0, "one /64 is one client"
     assert throttle.wait_seconds("another", "2001:db8:1::1") == 0
+    for number in range(20):
+        throttle.failed(f"n{number}", "::ffff:192.0.2.77")  # as a socket for both families has it
+    assert throttle.wait_seconds("another", "192.0.2.77") > 0
+    assert throttle.wait_seconds("another", "::ffff:192.0.2.78") == 0
     for number in range(50):
         throttle.failed("ann", f"10.0.{number}.1")
     assert throttle.wait_seconds("Ann ", "192.0.2.1") > 0
