@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.inbound.tls_listener import TlsListener
 
 _CROWDED, _CROWDED_NO_MORE = 0.8, 0.6
+_CROWDED_PART = 5  # of the connections of a client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,8 @@ class DoorLimits:
     """What one client may ask of the door (Postfix's values, but for the size).
 
     `put_off` is how often a session may be told to try again later, `session_seconds` how long it may go on without a mail;
-    `crowded_idle_seconds` is all the patience there is with the silent while four fifths of the connections are taken;
+    `crowded_idle_seconds` is all the patience there is with the silent while four fifths of the connections are taken, and a
+    fifth of `connections_per_client` all that is new from one client then;
     `linger_seconds` is how long the door waits for a client to take the last reply of a session that is over;
     `failed_login_seconds` passes before a wrong password is called wrong.
     """
@@ -205,7 +207,10 @@ class Door:
     def too_many(self, client: str, group: str, coming: Mapping[str, int] = MappingProxyType({})) -> Reply | None:
         """The reply to who is one too many, together with those who are `coming` in (each counted for his group)."""
         is_one_client = bool(group) and client not in self.trusted_hosts
-        if is_one_client and self._clients[group] + coming.get(group, 0) > self.limits.connections_per_client:
+        most = self.limits.connections_per_client
+        if self._is_crowded:  # a few hosts must not hold all the places by turns
+            most = max(1, most // _CROWDED_PART)
+        if is_one_client and self._clients[group] + coming.get(group, 0) > most:
             return Reply(code=421, enhanced_status="4.7.0", text="too many connections from your address")
         if len(self._sessions) + sum(coming.values()) > self.limits.connections:
             return Reply(code=421, enhanced_status="4.3.2", text="too many connections, try again later")

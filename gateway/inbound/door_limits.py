@@ -5,7 +5,8 @@ sender is who logged in, else a mail_from as it comes from one network (/24, /64
 Not counted are the null sender as a sender; and as a client who comes by the UNIX socket, from this host or from
 `trusted_hosts`: they speak for others.
 Promise: bounded memory: of at most `ENTRIES` counts a share the one longest unused is forgotten.
-Limits: each process counts by itself, from zero after its start.  A share is a bucket that empties steadily: who was silent may
+Limits: who sends through one host or network shares with all who do: what others use up is put off, never refused.
+Each process counts by itself, from zero after its start.  A share is a bucket that empties steadily: who was silent may
 bring all of it at once, and again as much within the next window.
 """
 

@@ -194,3 +194,16 @@ async def test_a_trusted_host_may_have_any_number_of_connections(house: House) -
     assert [(await talk.reply())[:3] for talk in talks] == ["220"] * 3
     for talk in talks:
         talk.close()
+
+
+async def test_in_a_crowd_one_client_has_a_fifth_of_his_connections(house: House) -> None:
+    listen = "127.0.0.1:0?proxy=yes"
+    limits = {"connections": 10, "connections_per_client": 10, "crowded_idle_seconds": 60.0}
+    door = await house.open_door(SmtpDoor, listen=listen, trusted_hosts=PROXY, **limits)
+    talks = [await greeted(door) for _ in range(8)]
+    refused = await client_of(door)
+    assert (await refused.reply()).startswith("421 4.7.0 too many connections from your address")
+    talks += [await greeted(door, "192.0.2.2") for _ in range(2)]
+    assert (await talks[0].say("MAIL FROM:<ann@example.org>")).startswith("250"), "who is in may stay"
+    for talk in (*talks, refused):
+        talk.close()
