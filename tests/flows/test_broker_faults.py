@@ -155,6 +155,7 @@ async def test_whatever_ails_the_broker_doors_say_451_and_nothing_promised_is_lo
     print("\n".join([*said, *map(str, traffic.refusals.items()), *map(str, traffic.errors.items())]))
     assert all(text.startswith("451 4.3.0 ") for text in traffic.refusals), traffic.refusals
     assert "secret" not in str(traffic.errors)
+    assert " object at 0x" not in str(traffic.errors), "a client is told in words"
 
 
 WAITING = [f"waits-{number}@example.org" for number in range(3)]
