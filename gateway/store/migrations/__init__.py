@@ -25,7 +25,7 @@ from gateway.store.locks import hold_name
 if TYPE_CHECKING:
     from gateway.store.database import Database
 
-KNOWN_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0010")
+KNOWN_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 HEAD = KNOWN_VERSIONS[-1]
 COMPATIBLE_FROM = "0008"  # whoever knows this schema may work on ours
 _COMPATIBLE = "compatible_from"
