@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ Service = Callable[["Stop"], Awaitable[None]]
 T = TypeVar("T")
 LARGE_BYTES = 64 * 1024
 CLEANUP_SECONDS = 5.0
+OPEN_FILES = 65_536
 SAME_SIGNAL_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -145,6 +147,21 @@ class _Signals:
             self._stop.set()
         elif now - self._first_at >= SAME_SIGNAL_SECONDS:
             os._exit(1)
+
+
+def allow_open_files() -> int:
+    """Lets this process have as many open files as it may, and returns how many: a shell gives 1,024 to begin with.
+
+    The doors by themselves have places for more, and a process that can open no file keeps no mail.
+    """
+    now, most = (
+        OPEN_FILES if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    wanted = min(most, OPEN_FILES)
+    if now >= wanted:
+        return now
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return wanted
 
 
 def die_with(parent: int) -> None:

@@ -43,7 +43,7 @@ from gateway.app.services import BUILDERS
 from gateway.app.trades import build_keeper, build_suspects
 from gateway.errors import Problem, QueueUnavailable, SettingsError
 from gateway.maillog import MailLog
-from gateway.runtime import Service, Stop, die_with, serve, stop_on_signals
+from gateway.runtime import Service, Stop, allow_open_files, die_with, serve, stop_on_signals
 from gateway.settings import Settings
 
 __all__ = [
@@ -88,6 +88,7 @@ def start(settings: Settings, names: Sequence[str] = (), *, extra: Service | Non
     """Runs the gateway; returns the exit code."""
     import uvloop
 
+    allow_open_files()
     return uvloop.run(_serve(settings, _known(names), extra))
 
 

@@ -22,7 +22,7 @@ from gateway.app.trades import build_ingest, build_photos, build_send
 from gateway.client import Client
 from gateway.errors import Problem, SettingsError, StoreUnavailable, TransientFailure
 from gateway.maillog import MailLog
-from gateway.runtime import Service, Stop
+from gateway.runtime import Service, Stop, allow_open_files
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.store.people import PeopleStore
 
 PEOPLE_SECONDS = 15.0
+_OWN_FILES, _LEAST_PLACES = 200, 20
 D = TypeVar("D", bound="Door")
 
 
@@ -76,6 +77,7 @@ async def _open_door(kind: type[D], key: str, parts: Parts, stack: AsyncExitStac
     limits = DoorLimits(
         mail_bytes=wanted.mail_bytes,
         recipients=wanted.recipients,
+        connections=places(allow_open_files()),
         connections_per_client=wanted.connections_per_client,
         idle_seconds=wanted.idle,
         shares=shares,
@@ -94,6 +96,13 @@ async def _open_door(kind: type[D], key: str, parts: Parts, stack: AsyncExitStac
         await door.start(parts.activation.take(door.name))
     stack.push_async_callback(door.close)
     return door
+
+
+def places(open_files: int) -> int:
+    """How many connections a door may have, so that two doors leave files for the queue, the store and the blobs."""
+    from gateway.inbound.door import DoorLimits
+
+    return min(DoorLimits().connections, max(_LEAST_PLACES, (open_files - _OWN_FILES) // 2))
 
 
 async def build_events(parts: Parts, stack: AsyncExitStack) -> Service:

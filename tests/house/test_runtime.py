@@ -131,3 +131,15 @@ async def test_blocking_work_that_takes_too_long_is_left_to_itself() -> None:
         await in_thread(released.wait, seconds=0.01)
     released.set()
     assert await in_thread(lambda: "the loop is well", seconds=20) == "the loop is well"
+
+
+def test_a_process_takes_the_open_files_it_may_have_and_the_doors_leave_some_to_others() -> None:
+    program = """
+import resource
+from gateway.app.services import places
+from gateway.runtime import allow_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 1024))
+print(allow_open_files(), resource.getrlimit(resource.RLIMIT_NOFILE), places(allow_open_files()), places(65536), places(100))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == "1024 (1024, 1024) 412 1000 20"
