@@ -152,12 +152,12 @@ class DoorLine(SMTP):
                 await self.push(str(self._turned_away or _EARLY))
                 self._close()
                 return
+            # The one place where aiosmtpd reads a command.
+            self._reader.readuntil = partial(self._read_command, self._reader.readuntil)
+            await super()._handle_client()
         except asyncio.CancelledError:
-            self._writer.close()  # the client has gone
+            self._writer.close()  # the client has gone; aiosmtpd closes only where it was reading or in a command
             raise
-        # The one place where aiosmtpd reads a command.
-        self._reader.readuntil = partial(self._read_command, self._reader.readuntil)
-        await super()._handle_client()
 
     async def _read_command(self, readuntil: Callable[[], Awaitable[bytes]]) -> bytes:
         """A line as some see it and others do not is how commands are smuggled."""

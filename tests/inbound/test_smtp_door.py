@@ -257,6 +257,20 @@ async def test_who_says_no_more_after_the_dot_hears_the_answer(house: House, tal
     assert door.log.counters["door-fault"] == 0
 
 
+@pytest.mark.parametrize("said", [b"", b"NOOP\n" * 15, b"\xff\r\n" * 15, b"NOOP\r\n" * 15], ids=repr)
+async def test_who_leaves_while_he_is_answered_leaves_his_place(said: bytes, house: House, talk_with: Connect) -> None:
+    door = await house.open_door()
+    talks = [await talk_with(door) for _ in range(10)]
+    for talk in talks:
+        if said:
+            await talk.reply()  # the greeting, without which nobody may speak
+        await talk.send(said)
+        talk.writer.write_eof()
+    async with asyncio.timeout(10):
+        while door._sessions:
+            await next(iter(door._sessions)).gone.wait()
+
+
 async def test_endless_data_is_cut_off(house: House, talk_with: Connect) -> None:
     talk = await talk_with(await house.open_door(mail_bytes=10_000))
     await talk.begin_data()
