@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 ENTRIES = 10_000
 _KEY_CHARACTERS = 320
+_MAPPED = "::ffff:"
 _ROUNDING_SECONDS = 1e-6
 
 
@@ -122,6 +123,11 @@ def _spent(rates: dict[str, Rate], keys: Sequence[str]) -> Spent | None:
     ]
     longest = max(waits, key=lambda spent: spent.wait_seconds, default=None)
     return longest if longest is not None and longest.wait_seconds else None
+
+
+def client_address(peer: str) -> str:
+    """Who opened a connection: at a socket for both families (systemd's are) IPv4 comes in IPv6's form, and is IPv4 all the same."""
+    return peer[len(_MAPPED) :] if peer.startswith(_MAPPED) and "." in peer else peer
 
 
 def client_key(client: str) -> str:

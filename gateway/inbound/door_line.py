@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aiosmtpd.smtp import SMTP
 
 from gateway.inbound.door_checks import DoorChecks
-from gateway.inbound.door_limits import client_key
+from gateway.inbound.door_limits import client_address, client_key
 from gateway.inbound.proxy_protocol import read_client
 from gateway.reply import Reply
 
@@ -112,7 +112,7 @@ class DoorLine(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = transport
         peer = transport.get_extra_info("peername")
-        self.client = str(peer[0]) if isinstance(peer, tuple) else "local"
+        self.client = client_address(str(peer[0])) if isinstance(peer, tuple) else "local"
         is_plain = transport.get_extra_info("ssl_object") is None
         self._hands_on_others = is_plain and self._door.expects_header_of(self.client)
         self._is_of_this_machine = not isinstance(peer, tuple) and not self._hands_on_others

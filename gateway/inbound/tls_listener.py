@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.inbound.certificate import Certificates
-from gateway.inbound.door_limits import client_key
+from gateway.inbound.door_limits import client_address, client_key
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
@@ -56,7 +56,7 @@ class TlsListener:
                     self._door.log.service_failed(f"{self._door.name}s-door", error=fault)
                     await asyncio.sleep(_PAUSE_SECONDS)
                     continue
-                self._begin(self._let_in(connection, str(peer[0])))
+                self._begin(self._let_in(connection, client_address(str(peer[0]))))
 
     async def _let_in(self, connection: socket.socket, client: str) -> None:
         group, door = client_key(client), self._door

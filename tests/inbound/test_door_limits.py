@@ -8,7 +8,7 @@ import pytest
 from conftest import House, Talk
 
 from gateway.inbound.door import Door
-from gateway.inbound.door_limits import ENTRIES, Rate, Shares, Throttle, client_key, sender_key
+from gateway.inbound.door_limits import ENTRIES, Rate, Shares, Throttle, client_address, client_key, sender_key
 from gateway.inbound.smtp_door import SmtpDoor
 from gateway.inbound.xforward import TrustedHosts
 from gateway.web.provenance import parse_networks
@@ -86,6 +86,8 @@ def test_zero_is_no_limit_and_nobody_is_not_counted() -> None:
 
 
 def test_whom_a_client_and_a_sender_count_for() -> None:
+    addresses = ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "::1", "::ffff:0:1", "fe80::1%eth0")
+    assert [client_address(peer) for peer in addresses] == ["192.0.2.1", "192.0.2.1", *addresses[2:]]
     assert client_key("192.0.2.1") == client_key("::ffff:192.0.2.1") == "192.0.2.1"
     assert client_key("2001:db8::1") == client_key("2001:db8::ffff:1%eth0") == "2001:db8::/64"
     assert client_key("unknown") == "unknown"
