@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from gateway import commands
 from gateway.app.in_use import at_work, emptied
@@ -16,8 +17,10 @@ from gateway.errors import PermanentFailure, SettingsError, TransientFailure
 from gateway.queue.sqlite import SqliteBroker
 from gateway.queue.ticket import EMAIL_SEND, Ticket
 from gateway.settings import Settings
+from gateway.store import moving
 from gateway.store.blobs import FileBlobStore
 from gateway.store.database import open_database
+from gateway.store.schema import meta
 
 AMQP, SERVER, BUCKET = "amqp://u:s3cret@rabbit/mail", "postgresql://u:s3cret@db/mail", "s3://bucket/blobs"
 
@@ -66,6 +69,19 @@ async def test_the_doctor_says_so_too(house: Path, tmp_path: Path) -> None:
     findings = await commands.doctor(grown(house, blobs_url=f"file://{tmp_path}/new"))
     [found] = [item for item in findings if item.what == "blobs_url"]
     assert (found.level, "holds blobs" in found.finding, found.next_step) == ("wrong", True, "gateway move")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"), [(moving.MOVED, "its ledger has moved to there"), (moving.MOVING, "is being moved into it")]
+)
+async def test_the_doctor_knows_a_ledger_that_moved(house: Path, word: str, says: str) -> None:
+    database = await open_database(f"sqlite:///{house}/store.db")
+    await database.write(
+        lambda connection: connection.execute(sa.insert(meta), {"key": word, "value": "there"}).rowcount
+    )
+    await database.close()
+    [found] = [item for item in await commands.doctor(grown(house)) if item.what == "store"]
+    assert (found.level, says in found.finding) == ("wrong", True)
 
 
 async def test_another_file_is_not_moved_but_renamed(house: Path, tmp_path: Path) -> None:
@@ -150,3 +166,15 @@ async def test_a_damaged_blob_is_named_and_the_others_go_on(house: Path, tmp_pat
     assert (part.found, part.carried, part.is_whole) == (2, 1, False)
     assert rotten.name in part.lacking[0]
     assert await what_is_left(settings), "it is not done with"
+
+
+async def test_blobs_put_after_the_house_came_back_are_not_left_behind(house: Path, tmp_path: Path) -> None:
+    settings = grown(house, blobs_url=f"file://{tmp_path}/new")
+    [move] = await what_is_left(settings)
+    await move.run(settings, no_word)
+    assert await what_is_left(settings) == []
+    await FileBlobStore(house / "blobs").put(b"three: the settings were set back for a while")
+    [move] = await what_is_left(settings)
+    [part] = await move.run(settings, no_word)
+    assert (part.found, part.carried, part.already) == (3, 1, 2)
+    assert await what_is_left(settings) == []
