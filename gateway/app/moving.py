@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
 from gateway.app.in_use import emptied
-from gateway.errors import PermanentFailure, Problem, SettingsError
+from gateway.errors import PermanentFailure, Problem, SettingsError, StoreUnavailable
 from gateway.queue.amqp_url import SCHEMES as AMQP_SCHEMES
 from gateway.queue.amqp_url import amqp_urls
 from gateway.runtime import utc_now
@@ -44,6 +44,12 @@ class Move:
     kind: Kind
     source: str
     target: str
+
+    async def look(self, settings: Settings) -> None:
+        """Raises for a gateway at work and a target that lets nobody in: the old place of another part is not closed yet."""
+        look = {"queue": _look_at_queue, "ledger": _look_at_ledger, "blobs": _look_at_blobs}[self.kind]
+        with emptied(settings.data_dir):
+            await look(self, settings)
 
     async def run(self, settings: Settings, tell: Tell) -> list[Part]:
         """Carries it, or goes on with it; no lines where it had moved before. Raises for what it must not touch."""
@@ -192,6 +198,32 @@ async def _cure(settings: Settings, key: str) -> str:
     except SettingsError as refused:
         return f"set it back, or: {refused.problems[0].message}"
     return "stop the gateway everywhere and run `gateway move`, or set it back"
+
+
+async def _look_at_queue(move: Move, settings: Settings) -> None:
+    from gateway.queue.amqp_migrate import connect
+
+    await (await connect(amqp_urls(move.target))).close()
+
+
+async def _look_at_ledger(move: Move, settings: Settings) -> None:
+    from gateway.store.database import open_as_it_is
+    from gateway.store.migrations import current_version
+
+    if move.target.startswith(_SQLITE):
+        return
+    database = await open_as_it_is(move.target)
+    try:
+        await current_version(database)
+    finally:
+        await database.close()
+
+
+async def _look_at_blobs(move: Move, settings: Settings) -> None:
+    from gateway.store.blobs import open_own_blob_store
+
+    if move.target.startswith("s3://") and not await open_own_blob_store(move.target).is_there():
+        raise StoreUnavailable(f"blobs: there is no bucket at {without_secrets(move.target)}")
 
 
 async def _move_queue(move: Move, settings: Settings, tell: Tell) -> list[Part]:
