@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from gateway.inbound.door import Door
 
 TRY_LATER = Reply(code=451, enhanced_status="4.3.0", text="a fault of ours, the mail is not kept; try again later")
-_EARLY = Reply(
-    code=421, enhanced_status="4.5.0", text="a client waits for the greeting (RFC 5321, section 4.3.1), closing"
-)
 _BARE_LINE_END = Reply(
     code=500,
     enhanced_status="5.5.2",
@@ -148,8 +145,8 @@ class DoorLine(SMTP):
         try:
             if self._hands_on_others and not await self._hear_whose_it_is():
                 return
-            if self._turned_away is not None or self.bytes_waiting():
-                await self.push(str(self._turned_away or _EARLY))
+            if self._turned_away is not None:
+                await self.push(str(self._turned_away))
                 self._close()
                 return
             # The one place where aiosmtpd reads a command.
