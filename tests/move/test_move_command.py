@@ -143,7 +143,10 @@ def test_run_and_move_say_it_in_one_line(tmp_path: Path) -> None:
     with emptied(tmp_path):
         also = gateway(tmp_path, "run", "web", GATEWAY_WEB_LISTEN="127.0.0.1:0")
     assert (refused.returncode, also.returncode) == (75, 75)
-    assert refused.stderr == f"gateway: a gateway, or another move, is running in {tmp_path}: stop it first; try again later\n"
+    assert (
+        refused.stderr
+        == f"gateway: a gateway, or another move, is running in {tmp_path}: stop it first; try again later\n"
+    )
     assert "`gateway move` is at work in" in also.stderr.splitlines()[-1]
 
 
