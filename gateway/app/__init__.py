@@ -8,6 +8,7 @@ meanwhile; stop closes the doors first, then stops leasing, then lets work under
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
@@ -70,6 +71,7 @@ __all__ = [
     "relay_spec",
     "router",
     "start",
+    "start_many",
     "stranded",
     "tls_pair",
     "what_is_left",
@@ -86,10 +88,22 @@ def start(settings: Settings, names: Sequence[str] = (), *, extra: Service | Non
     """Runs the gateway; returns the exit code."""
     import uvloop
 
+    return uvloop.run(_serve(settings, _known(names), extra))
+
+
+def start_many(settings: Settings, names: Sequence[str], count: int, *, options: Sequence[str]) -> int:
+    """Runs the gateway in `count` processes, each started with these options of the command; returns the exit code."""
+    from gateway.app.processes import command_of, run_processes
+
+    services = _known(names)
+    return asyncio.run(run_processes(settings, services, count, command_of(options, names)))
+
+
+def _known(names: Sequence[str]) -> tuple[str, ...]:
     unknown = set(names) - set(SERVICES)
     if unknown:
         raise SettingsError([Problem("run", f"no service {sorted(unknown)[0]!r}; there are {', '.join(SERVICES)}")])
-    return uvloop.run(_serve(settings, tuple(names) or SERVICES, extra))
+    return tuple(names) or SERVICES
 
 
 def work_suspects(parent: int, settings: bytes) -> int:

@@ -53,7 +53,7 @@ class Parts:
 
     @property
     def activation(self) -> Activation:
-        """The sockets that systemd opened for the doors of this process."""
+        """The sockets that systemd, or `run --processes`, opened for this process."""
         from gateway.inbound.activation import Activation
 
         self._activation = self._activation or Activation()

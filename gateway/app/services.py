@@ -197,7 +197,8 @@ async def build_web(parts: Parts, stack: AsyncExitStack) -> Service:
 
     settings, access = parts.settings, (await parts.store(stack)).access
     is_judged = await _is_no_open_house(settings, access)
-    listener = listen_on("web_listen", settings.web_listen)
+    inherited = parts.activation.take("web")
+    listener = inherited[0] if inherited else listen_on("web_listen", settings.web_listen)
     stack.callback(listener.close)
     web = await open_web(parts, stack)
 

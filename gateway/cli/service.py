@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.terminal import EXIT_NO, AsJson, Context, no, note, settings_of, wait_for
+from gateway.cli.terminal import EXIT_NO, AsJson, Context, no, note, options_of, settings_of, wait_for
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -26,11 +26,16 @@ def run(
     demo: Annotated[
         bool, typer.Option(help="Say where everything is; on a new data_dir show the gateway at work first.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="How many processes of these services share the work: one a core.")
+    ] = 1,
 ) -> None:
     """Starts the gateway (or only the services named) and serves until Ctrl-C."""
     from gateway import app, commands
 
     settings = settings_of(context)
+    if processes > 1:
+        raise typer.Exit(app.start_many(settings, services or (), processes, options=options_of(context)))
     extra = None
     if demo and not services:
         extra = _introduction(settings, at_work=commands.is_new(settings))

@@ -30,6 +30,12 @@ def settings_of(context: Context) -> Settings:
     return settings.load(config=config, overrides=overrides)
 
 
+def options_of(context: Context) -> list[str]:
+    """The options before the command, as they would be written again."""
+    config, overrides = context.obj
+    return [*(["--config", str(config)] if config else []), *(word for item in overrides for word in ("--set", item))]
+
+
 def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 

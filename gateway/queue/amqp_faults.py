@@ -17,6 +17,7 @@ from gateway.errors import QueueUnavailable
 from gateway.queue.amqp_octets import read_leniently
 
 RPC_SECONDS = 10.0
+_NOT_LET_IN = "Expected one of ['Connection.OpenOk']"  # the library keeps the broker's own words to itself
 
 # What it says of a connection that fails goes to stderr where nobody set up logging; it is told as QueueUnavailable.
 logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
@@ -40,6 +41,8 @@ def faults_told(what: str) -> Iterator[None]:
 def said(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if _NOT_LET_IN in str(error):
+        return "it lets us not into the vhost: there is none of that name, or our user has no rights in it"
     return str(error) or type(error).__name__
 
 

@@ -8,7 +8,7 @@ left alone; an id that is not one subject's is refused before anything is done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,10 +157,15 @@ class Operator:
         step = "release_asked" if is_release else "replay_asked"
         await self.decisions.record_decided(mail_id, step, by=self.by, data={"recipients": list(recipients)})
         await self.broker.publish(replay_tickets(mail, recipients, is_release=is_release))
-        for letter in await self.broker.dead():
-            named = _recipients(letter)
-            if letter.ticket.id == mail_id and named and cared_for.issuperset(named):
-                await self.broker.drop_dead(letter.number, is_recorded=True)
+        letters = [letter.number async for letter in self.broker.all_dead() if _is_of(letter, mail_id, cared_for)]
+        for number in letters:
+            await self.broker.drop_dead(number, is_recorded=True)
+
+
+def _is_of(letter: DeadTicket, mail_id: str, cared_for: Set[str]) -> bool:
+    """Whether a dead letter is a ticket of this mail and for these recipients only."""
+    named = _recipients(letter)
+    return letter.ticket.id == mail_id and bool(named) and cared_for >= set(named)
 
 
 def _recipients(letter: DeadTicket) -> list[str]:

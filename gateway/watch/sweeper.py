@@ -13,7 +13,7 @@ letters the youngest are not looked through.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
@@ -41,7 +41,7 @@ class Queue(Protocol):
 
     async def has_consumed_past(self, queue: str, published_at: datetime) -> bool: ...
 
-    async def dead(self, *, limit: int = 1000) -> list[DeadTicket]: ...
+    def all_dead(self) -> AsyncIterator[DeadTicket]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +148,15 @@ async def _count_past(broker: Queue, queue: str, moments: Sequence[datetime]) ->
 
 async def _unburied(rows: Sequence[RecipientRecord], ledger: Ledger, broker: Queue) -> list[RecipientRecord]:
     """The rows whose ticket is no dead letter; the others are recorded dead: a new ticket would end like the old one."""
-    letters = {ticket_id_of(letter.ticket): letter for letter in await broker.dead()} if rows else {}
+    if not rows:
+        return []
+    wanted = {row.ticket_id for row in rows}
+    reasons = {id: letter.reason async for letter in broker.all_dead() if (id := ticket_id_of(letter.ticket)) in wanted}
     for row in rows:
-        if row.ticket_id in letters:
-            letter = letters[row.ticket_id]
-            reason = f"its ticket died: {letter.reason}"
+        if row.ticket_id in reasons:
+            reason = f"its ticket died: {reasons[row.ticket_id]}"
             await ledger.record_dead(row.email_id, reason=reason, ticket_id=row.ticket_id)
-    return [row for row in rows if row.ticket_id not in letters]
+    return [row for row in rows if row.ticket_id not in reasons]
 
 
 def _due_since(row: RecipientRecord, now: datetime) -> datetime | None:

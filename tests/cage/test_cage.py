@@ -146,9 +146,10 @@ async def test_a_killer_breaks_no_job_beside_it(cage: Cage) -> None:
 
 async def test_a_child_killed_while_idle_is_noticed_before_a_job_gets_it(cage: Cage) -> None:
     await until(lambda: cage._idle.qsize() == 3)
-    for child in children_of(os.getpid()):
+    victims = children_of(os.getpid())
+    for child in victims:
         os.kill(child, signal.SIGKILL)
-    await until(lambda: not any(is_alive(child) for child in children_of(os.getpid())))
+    await until(lambda: not any(is_alive(child) for child in victims))
     assert await cage.run(JOBS + "echo", {"a": 1}) == ({"a": 1}, b"")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -35,8 +35,9 @@ class Queue:
         self.away = False
         self.letters: list[DeadTicket] = []
 
-    async def dead(self, *, limit: int = 1000) -> list[DeadTicket]:
-        return self.letters[:limit]
+    async def all_dead(self) -> AsyncIterator[DeadTicket]:
+        for letter in self.letters:
+            yield letter
 
     async def publish(self, tickets: Sequence[Ticket]) -> None:
         await self.desk.publish(tickets)

@@ -553,6 +553,11 @@ async def test_the_next_url_is_tried_where_one_does_not_answer(amqp_url: str) ->
         await broker.publish([ticket()])
 
 
+async def test_a_vhost_that_does_not_let_us_in_is_said_in_words(rabbitmq: Node) -> None:
+    with pytest.raises(QueueUnavailable, match="there is none of that name, or our user has no rights in it"):
+        await RabbitmqBroker([rabbitmq.url("no-such-vhost")]).open()
+
+
 async def test_no_node_that_answers_is_queue_unavailable_at_once() -> None:
     with pytest.raises(QueueUnavailable):
         async with open_broker(f"amqp://127.0.0.1:{free_port()}/"):
