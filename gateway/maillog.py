@@ -192,6 +192,9 @@ class MailLog:
     def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
         self._say("ticket-suspected", "warning", queue=queue, ticket=ticket_id, workers_died=deliveries)
 
+    def ticket_parked(self, queue: str, ticket_id: str, *, why: str) -> None:
+        self._say("ticket-parked", "warning", queue=queue, ticket=ticket_id, why=why, next="a newer worker takes it")
+
     def service(self, name: str, fact: str, **facts: Any) -> None:
         self._say(f"{name}-{fact}", **facts)
 

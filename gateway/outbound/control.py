@@ -77,8 +77,10 @@ class ControlDesk:
             raise InvalidRequest([Problem("email_id", "no email of yours in the ledger (yet)")])
         by = f"app {ticket.app}" if ticket.app else "an app"
         changed = await self._do(request.action, request.email_id, by)
-        if not changed and not _was_done(story, _STEPS[request.action], by):
-            raise InvalidRequest([Problem("email_id", _why_not(story, request.action))])
+        if not changed:
+            now = await self._emails.story(request.email_id) or story  # another worker may have done it since we looked
+            if not _is_done(now, _STEPS[request.action], by):
+                raise InvalidRequest([Problem("email_id", _why_not(now, request.action))])
         return changed
 
     async def _do(self, action: Action, email_id: str, by: str) -> int:
@@ -97,8 +99,10 @@ class ControlDesk:
         return Done()
 
 
-def _was_done(story: dict[str, Any], step: str, by: str) -> bool:
-    return any(line["step"] == step and line["data"].get("by") == by for line in story["timeline"])
+def _is_done(story: dict[str, Any], step: str, by: str) -> bool:
+    """Whether that was the last word about it, and theirs: what was undone since is not done."""
+    words = [line for line in story["timeline"] if line["step"] in _STEPS.values()]
+    return bool(words) and words[-1]["step"] == step and words[-1]["data"].get("by") == by
 
 
 def _why_not(story: dict[str, Any], action: Action) -> str:

@@ -2,7 +2,7 @@
 
 The AMQP library reads strictly, and a frame that it cannot read ends the connection with all that is in hand on it.  The broker
 hands such a message on as it is and delivers it again: one octet of an app's would stop the house.  So here
-    text that is not UTF-8                             has U+FFFD in it
+    text that is not UTF-8                             has `?` in it, so that it is not longer than it was
     a moment beyond what Python has                    is None
     a table or list that cannot be read, or is nested
     more than `DEEPEST` deep                           is empty
@@ -73,7 +73,7 @@ def _table(value: bytes) -> tuple[int, dict[str, Any]]:
 
 def _short_text(value: bytes) -> tuple[int, str]:
     end = 1 + value[0]
-    return end, value[1:end].decode("utf-8", "replace")
+    return end, value[1:end].decode("utf-8", "replace").replace("\ufffd", "?")
 
 
 def _moment(value: bytes) -> tuple[int, Any]:

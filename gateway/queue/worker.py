@@ -53,6 +53,8 @@ class Observer(Protocol):
 
     def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None: ...
 
+    def ticket_parked(self, queue: str, ticket_id: str, *, why: str) -> None: ...
+
 
 async def work(
     broker: Broker,
@@ -178,6 +180,12 @@ class _PatientObserver:
             self.observer.ticket_suspected(queue, ticket_id, deliveries=deliveries)
         except Exception as fault:  # noqa: BLE001 - see above
             _tell_loop(f"not logged: {queue} {ticket_id} is a suspect", fault)
+
+    def ticket_parked(self, queue: str, ticket_id: str, *, why: str) -> None:
+        try:
+            self.observer.ticket_parked(queue, ticket_id, why=why)
+        except Exception as fault:  # noqa: BLE001 - see above
+            _tell_loop(f"not logged: {queue} {ticket_id} is parked: {why}", fault)
 
 
 def _tell_loop(message: str, error: BaseException) -> None:
@@ -321,7 +329,8 @@ class _Bench:
             return await self._run(self._handler(ticket), ticket)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except NewerVersion:
+        except NewerVersion as newer:
+            self.rules.observer.ticket_parked(ticket.queue, ticket.id, why=str(newer))
             return Later(at=self.rules.clock() + timedelta(seconds=PARKED_SECONDS), climbs=False)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()

@@ -102,6 +102,30 @@ async def test_the_same_again_is_accepted_and_changes_nothing_more(table: Table)
     assert (status, errors) == ("rejected", "email_id: no recipient can be held now: 2 cancelled")
 
 
+async def test_what_was_done_once_and_undone_since_is_not_called_done(table: Table) -> None:
+    email_id = await table.email()
+    await table.ask("hold", email_id)
+    await table.ask("release", email_id)
+    for row in await table.ledger.recipients(email_id):
+        await table.ledger.claim(email_id, row.recipient, ticket_id="t", lifetime_seconds=60)
+    assert await table.ask("hold", email_id) == ("rejected", "email_id: no recipient can be held now: 2 sending")
+
+
+async def test_of_two_same_requests_at_once_both_are_accepted(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    email_id = await table.email()
+    read = table.ledger.story
+
+    async def story(email_id: str) -> dict[str, Any] | None:
+        """The other worker's cancel comes between our look and our change."""
+        monkeypatch.undo()
+        seen = await read(email_id)
+        await table.ledger.cancel(email_id, by="app shop")
+        return seen
+
+    monkeypatch.setattr(table.ledger, "story", story)
+    assert await table.ask("cancel", email_id) == ("accepted", "")
+
+
 async def test_an_app_lets_go_only_what_it_held_itself(table: Table) -> None:
     email_id = await table.email()
     await table.ledger.hold(email_id, by="olga")

@@ -16,7 +16,7 @@ from gateway.queue.broker import Dead, Done, Later
 from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.ticket import EMAIL_SEND, UNROUTABLE, Ticket, retry_queue
 
-OCTETS = b"\xff\xfe"
+OCTETS = b"\xff\xfe" * 100  # each would be three as U+FFFD, and no short string any more
 
 
 def nested(depth: int) -> dict[str, Any]:

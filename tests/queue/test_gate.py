@@ -50,6 +50,9 @@ class Store:
     def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
         raise AssertionError(ticket_id)
 
+    def ticket_parked(self, queue: str, ticket_id: str, *, why: str) -> None:
+        raise AssertionError(ticket_id)
+
 
 async def test_while_the_store_is_away_tickets_stay_ready_and_go_on_when_it_answers(tmp_path: Path) -> None:
     store, stop = Store(), Stop()

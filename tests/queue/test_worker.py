@@ -34,6 +34,7 @@ class Hands:
         self.now = START
         self.suspects: list[tuple[str, str, int]] = []
         self.failures: list[tuple[str, str, BaseException, str]] = []
+        self.parked: list[tuple[str, str, str]] = []
 
     def clock(self) -> datetime:
         return self.now
@@ -43,6 +44,9 @@ class Hands:
 
     def ticket_suspected(self, queue: str, ticket_id: str, *, deliveries: int) -> None:
         self.suspects.append((queue, ticket_id, deliveries))
+
+    def ticket_parked(self, queue: str, ticket_id: str, *, why: str) -> None:
+        self.parked.append((queue, ticket_id, why))
 
 
 @pytest.fixture
@@ -115,6 +119,7 @@ async def test_a_request_of_a_later_version_is_parked_without_an_attempt(broker:
         lease = await anext(aiter(consumer))
     assert (lease.ticket.attempt, lease.ticket.due_at) == (0, START + timedelta(hours=1))
     assert hands.failures == []
+    assert hands.parked == [(EMAIL_SEND, "1", "version 2 of email.send, this worker reads 1")]
 
 
 async def test_done_tickets_go_and_all_are_handled(broker: SqliteBroker, hands: Hands) -> None:
