@@ -319,6 +319,8 @@ async def doctor(settings: Settings) -> list[Finding]:
     findings += look.check_alarms(settings.data_dir, admins=len(settings.admins))
     findings += [look.check_left(str(problem)) for problem in await app.stranded(settings)]
     findings.append(await look.check_store(settings.database_url, known=app.ledger_mark(settings).known))
+    is_begun = app.blob_mark(settings).knows(settings.blobs_url)
+    findings += await look.check_blobs(settings.blobs_url, settings.database_url, is_known=is_begun)
     return findings
 
 

@@ -6,6 +6,7 @@ Promise: an `open_*` closes what it opened, and a value that only the part itsel
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.client import open_broker
-from gateway.errors import GatewayError, PermanentFailure, Problem, SettingsError
+from gateway.errors import GatewayError, PermanentFailure, Problem, SettingsError, StoreUnavailable
 from gateway.mail.addresses import parse_address
 from gateway.maillog import MailLog, told
 from gateway.runtime import in_thread, utc_now
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.queue.ladder import Ladder
     from gateway.queue.receipts import Receipted
     from gateway.store.access import Access
+    from gateway.store.blob_mark import BlobMark
     from gateway.store.blobs import BlobStore
     from gateway.store.confirmations import Confirmations
     from gateway.store.database import Database
@@ -358,6 +360,13 @@ def ledger_mark(settings: Settings) -> LedgerMark:
     return LedgerMark(settings.data_dir / "ledger.mark")
 
 
+def blob_mark(settings: Settings) -> BlobMark:
+    """Which blob store this data_dir has begun."""
+    from gateway.store.blob_mark import BlobMark
+
+    return BlobMark(settings.data_dir / "blobs.mark")
+
+
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, migrated to this version's schema; raises StoreUnavailable."""
@@ -385,7 +394,9 @@ async def open_store_patiently(settings: Settings, log: MailLog) -> AsyncIterato
     async def open_and_follow() -> Database:
         database = await open_database(settings.database_url, known=mark.known)
         try:
-            await _follow(_store_in(database, settings, mark), log)
+            store = _store_in(database, settings, mark)
+            await _follow(store, log)
+            await _begin_blobs(store, settings, log)
         except BaseException:
             await database.close()
             raise
@@ -404,6 +415,16 @@ async def open_store_patiently(settings: Settings, log: MailLog) -> AsyncIterato
         keeping_up.cancel()
         await asyncio.wait([keeping_up])
         await database.close()
+
+
+async def _begin_blobs(store: Store, settings: Settings, log: MailLog) -> None:
+    """Begins a new blob store; what is away now is begun by the first put."""
+    from gateway.store.blob_mark import begin_blobs
+
+    try:
+        await begin_blobs(store.blobs, blob_mark(settings), url=settings.blobs_url, database=store.database)
+    except (StoreUnavailable, OSError) as fault:
+        log.service("blobs", "not-begun", error=told(fault), next_step="the first put or the next start begins them")
 
 
 async def _follow(store: Store, log: MailLog) -> None:
@@ -430,7 +451,8 @@ def _store_in(database: Database, settings: Settings, mark: LedgerMark) -> Store
     from gateway.store.mails import Mails
     from gateway.store.people import PeopleStore
 
-    blobs = open_blob_store(settings.blobs_url, database)
+    was_begun = functools.partial(blob_mark(settings).knows, settings.blobs_url)
+    blobs = open_blob_store(settings.blobs_url, database, was_begun=was_begun)
     common: dict[str, Any] = {"clock": database.clock, "hostname": settings.hostname}
     return Store(
         database=database,

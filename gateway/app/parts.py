@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.app.making import (
     Store,
+    blob_mark,
     open_cage,
     open_intake,
     open_outage,
@@ -86,7 +87,8 @@ class Parts:
 
         if self.settings.blobs_url == IN_DATABASE:
             return (await self.store(stack)).blobs
-        return open_own_blob_store(self.settings.blobs_url)
+        url = self.settings.blobs_url
+        return open_own_blob_store(url, was_begun=partial(blob_mark(self.settings).knows, url))
 
     async def cage(self, stack: AsyncExitStack) -> Cage:
         return await self._once("cage", stack, lambda: open_cage(self.settings))

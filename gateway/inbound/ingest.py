@@ -53,6 +53,7 @@ from gateway.queue.ticket import MAIL_INBOUND, Ticket, retry_queue
 from gateway.queue.worker import fault_wait_seconds
 from gateway.reply import Reply
 from gateway.runtime import Clock, failpoint
+from gateway.store.blobs import octets_of
 from gateway.store.mails import Mails
 from gateway.store.posts import NewAttachment, NewPost
 
@@ -262,15 +263,14 @@ class Ingest:
 
     async def _fetch(self, blob: str) -> bytes:
         try:
-            return await self._blobs.get(blob)
+            octets = await octets_of(self._blobs, blob)
         except ValueError as error:
             raise _NoMail(f"no mail: {error}") from None
         except BlobDamaged as fault:
             raise _BlobMissing(str(fault), owner=FaultOwner.CONTENT) from None
-        except StoreUnavailable:
-            if await self._blobs.exists(blob) or not await self._blobs.is_there():
-                raise
-            raise _BlobMissing(f"the blob {blob} is not in the store", owner=FaultOwner.CONTENT) from None
+        if octets is None:
+            raise _BlobMissing(f"the blob {blob} is not in the store", owner=FaultOwner.CONTENT)
+        return octets
 
     async def _open_recipients(self, arrival: _Arrival) -> list[str]:
         """The recipients that need a decision; one that is held waits for a person, unless that person sent this ticket.

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 
-from gateway.errors import JobFailed, OverBudget, PermanentFailure, StoreUnavailable
+from gateway.errors import JobFailed, OverBudget, PermanentFailure
 from gateway.inbound.intake import Blobs
 from gateway.mail.parse import Cage
 from gateway.maillog import MailLog
 from gateway.queue.broker import Done
 from gateway.queue.ticket import PHOTO_RENDER, Ticket
 from gateway.runtime import failpoint
+from gateway.store.blobs import octets_of
 from gateway.store.photos import NewRendition, Photos, WaitingPhoto
 
 MAX_PIXELS = 100_000_000
@@ -85,12 +86,10 @@ class RenderPhoto:
 
     async def _original(self, photo: WaitingPhoto) -> bytes:
         digest = f"sha256:{photo.sha256}"
-        try:
-            return await self._blobs.get(digest)
-        except StoreUnavailable:
-            if await self._blobs.exists(digest):
-                raise
-            raise PermanentFailure(f"the original {digest} is not in the store") from None
+        octets = await octets_of(self._blobs, digest)
+        if octets is None:
+            raise PermanentFailure(f"the original {digest} is not in the store")
+        return octets
 
     async def _keep(self, facts: list[dict[str, object]], contents: bytes) -> list[NewRendition]:
         kept, position = [], 0

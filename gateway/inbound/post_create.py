@@ -23,6 +23,7 @@ from gateway.maillog import MailLog
 from gateway.queue.broker import Done
 from gateway.queue.ticket import Ticket
 from gateway.runtime import Clock, aside, failpoint
+from gateway.store.blobs import octets_of
 from gateway.store.ledger import Acceptance
 from gateway.store.mails import Mails
 from gateway.store.posts import NewPost
@@ -105,9 +106,10 @@ class PostDesk:
     async def _octets(self, item: Attachment, path: str) -> bytes:
         if item.blob is None:
             return item.octets()
-        if not await self._blobs.exists(item.blob):
+        octets = await octets_of(self._blobs, item.blob)
+        if octets is None:
             raise InvalidRequest([Problem(path, f"{item.blob} is not in the store")])
-        return await self._blobs.get(item.blob)
+        return octets
 
     async def _refuse(self, ticket: Ticket, status: Status, problems: Sequence[Problem]) -> Done:
         text, post_id = "; ".join(map(str, problems)), claimed_id(ticket.body, ticket.id)

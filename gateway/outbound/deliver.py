@@ -45,6 +45,7 @@ from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import Ticket
 from gateway.queue.worker import fault_wait_seconds
 from gateway.runtime import Clock, failpoint
+from gateway.store.blobs import is_lacking, octets_of
 from gateway.store.ledger import EmailRecord, Ledger, RecipientRecord
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class Deliver:
                 cage=self._cage,
                 templates=self._templates,
                 read_blob=self._read_blob,
-                blob_size=self._blobs.size,
+                blob_size=self._blob_size,
             )
         except (JobFailed, PermanentFailure) as error:
             await self._hold(email, f"{CANNOT_RENDER}: {error}")
@@ -233,9 +234,16 @@ class Deliver:
         return stored
 
     async def _read_blob(self, digest: str) -> bytes:
-        if not await self._blobs.exists(digest):
+        octets = await octets_of(self._blobs, digest)
+        if octets is None:
             raise PermanentFailure(f"attachment {digest} is not in the blob store")
-        return await self._blobs.get(digest)
+        return octets
+
+    async def _blob_size(self, digest: str) -> int | None:
+        size = await self._blobs.size(digest)
+        if size is None:
+            await is_lacking(self._blobs, digest)  # raises while the store is not there
+        return size
 
     async def _hold(self, email: EmailRecord, reason: str) -> None:
         await self._ledger.record_held(email.id, reason=reason)

@@ -104,6 +104,12 @@ def digests_in(octets: bytes) -> list[str]:
     return [name.decode() for name in _DIGEST.findall(octets)]
 
 
+def names_any(connection: sa.Connection) -> bool:
+    """Whether some row names a blob."""
+    queries = (sa.select(column).where(column.is_not(None)).limit(1) for column in NAMING_COLUMNS)
+    return any(connection.execute(query).first() is not None for query in queries)
+
+
 def named_of(connection: sa.Connection, digests: Sequence[str]) -> set[str]:
     """Those of the digests that some row names."""
     bare = [digest.removeprefix("sha256:") for digest in digests]

@@ -5,6 +5,8 @@ what is there already renews its age, so that a collector never takes what someb
 Promises: `get` returns exactly what was put or raises; a fault of the disk is StoreUnavailable.
 `old` and `discard` are the collector's (`store.blob_collector`): a discard beside a put of the same octets never loses them.
 What a killed process left unfinished goes with what is old.
+A folder without a sign of us is not the store but the place it is mounted at: what needs a blob waits (`octets_of`), and where
+this house has begun a store before (`store.blob_mark`) a put is refused, lest a second one begin on the wrong disk.
 Implementations: files here, `store.blobs_s3`, `store.blobs_database`; `open_blob_store` chooses by URL.
 Limits: octets pass through memory whole, except in `put_stream` to files; the file store is for one machine.
 """
@@ -56,7 +58,11 @@ class BlobStore(Protocol):
     async def exists(self, digest: str) -> bool: ...
 
     async def is_there(self) -> bool:
-        """Whether the store itself is there; a folder is not, while it is not mounted or nothing was ever put."""
+        """Whether the store itself is there; a folder is not, while it is not mounted or was never begun."""
+        ...
+
+    async def begin(self) -> None:
+        """Makes what can be made of a new store, so that one in which nothing lies is told from one that is not there."""
         ...
 
     async def size(self, digest: str) -> int | None:
@@ -73,10 +79,11 @@ class BlobStore(Protocol):
 
 
 class FileBlobStore:
-    """Blobs as files: `<folder>/<first two digits>/<64 digits>`."""
+    """Blobs as files: `<folder>/<first two digits>/<64 digits>`; a folder that `was_begun` is never begun again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, was_begun: Callable[[], bool] = lambda: False) -> None:
         self._folder = folder
+        self._was_begun = was_begun
 
     async def put(self, octets: bytes) -> str:
         return await self._in_thread(lambda: self._put(octets))
@@ -106,7 +113,10 @@ class FileBlobStore:
         return await self.size(digest) is not None
 
     async def is_there(self) -> bool:
-        return await self._in_thread(self._folder.is_dir)
+        return await self._in_thread(self._is_there)
+
+    async def begin(self) -> None:
+        await self._in_thread(self._begin)
 
     async def size(self, digest: str) -> int | None:
         return await self._in_thread(lambda: _size(self._path(digest)))
@@ -148,7 +158,20 @@ class FileBlobStore:
             raise
         return digest
 
+    def _is_there(self) -> bool:
+        """The file of the collector's turn is the sign, for it outlives every blob; blobs without it were copied here."""
+        return (self._folder / _TURN).exists() or next(self._folder.glob("[0-9a-f][0-9a-f]/*"), None) is not None
+
+    def _begin(self) -> None:
+        if self._was_begun() and not self._is_there():
+            raise StoreUnavailable(f"blobs: nothing is in {self._folder}, where blobs were kept: is it mounted?")
+        _make_folder(self._folder)
+        (self._folder / _TURN).touch(0o660)
+        _sync_folder(self._folder)
+
     def _new_file(self) -> tuple[int, str]:
+        if not (self._folder / _TURN).exists():
+            self._begin()
         _make_folder(self._folder / _UNFINISHED)
         return tempfile.mkstemp(dir=self._folder / _UNFINISHED)
 
@@ -163,13 +186,13 @@ class FileBlobStore:
 
     def _renewed(self, path: Path) -> bool:
         """Renews a blob's age; False when the collector was quicker."""
-        with self._turn(fcntl.LOCK_SH), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._turn(fcntl.LOCK_SH):
             os.utime(path)
             return True
         return False
 
     def _discard(self, path: Path, before: float) -> bool:
-        with self._turn(fcntl.LOCK_EX), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._turn(fcntl.LOCK_EX):
             if path.stat().st_mtime < before:
                 path.unlink()
                 return True
@@ -177,8 +200,8 @@ class FileBlobStore:
 
     @contextmanager
     def _turn(self, kind: int) -> Iterator[None]:
-        """Keeps the collector's look and deletion together, apart from who puts."""
-        number = os.open(self._folder / _TURN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        """Keeps the collector's look and deletion together, apart from who puts; made by `begin` alone."""
+        number = os.open(self._folder / _TURN, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(number, kind)
             yield
@@ -189,25 +212,59 @@ class FileBlobStore:
         return proved(self._path(digest).read_bytes(), digest)
 
 
-def open_blob_store(url: str, database: Database) -> BlobStore:
+def open_blob_store(url: str, database: Database, *, was_begun: Callable[[], bool] = lambda: False) -> BlobStore:
     """The store a URL names: files, a bucket, or rows of the database; raises SettingsError."""
     if url == IN_DATABASE:
         from gateway.store.blobs_database import DatabaseBlobStore
 
         return DatabaseBlobStore(database)
-    return open_own_blob_store(url)
+    return open_own_blob_store(url, was_begun=was_begun)
 
 
-def open_own_blob_store(url: str) -> BlobStore:
+def open_own_blob_store(url: str, *, was_begun: Callable[[], bool] = lambda: False) -> BlobStore:
     """The store a URL names, which stands on its own; raises SettingsError."""
     if url.startswith("s3://"):
         from gateway.store.blobs_s3 import S3BlobStore
 
         return S3BlobStore(url)
     if url.startswith("file:///"):
-        return FileBlobStore(Path(unquote(url.removeprefix("file://"))))
+        return FileBlobStore(Path(unquote(url.removeprefix("file://"))), was_begun=was_begun)
     text = f"{url.split(':')[0]!r} names no blob store: there are file:///PATH, s3://BUCKET/PREFIX and {IN_DATABASE}"
     raise SettingsError([Problem("blobs_url", text)])
+
+
+class Shelves(Protocol):
+    """What is asked of a store by those who need a blob."""
+
+    async def get(self, digest: str) -> bytes: ...
+
+    async def exists(self, digest: str) -> bool: ...
+
+    async def is_there(self) -> bool: ...
+
+
+async def octets_of(blobs: Shelves, digest: str) -> bytes | None:
+    """The octets, None where a store that is there lacks them; raises StoreUnavailable, also while the store is not there.
+
+    Only None says that the blob is lost: a folder that is mounted late lacks them all.
+    """
+    try:
+        return await blobs.get(digest)
+    except BlobDamaged:
+        raise
+    except StoreUnavailable:
+        if not await is_lacking(blobs, digest):
+            raise
+        return None
+
+
+async def is_lacking(blobs: Shelves, digest: str) -> bool:
+    """Whether a store that is there lacks a blob; raises StoreUnavailable while the store is not there."""
+    if await blobs.exists(digest):
+        return False
+    if not await blobs.is_there():
+        raise StoreUnavailable(f"blobs: the store is not there, nor is {digest}")
+    return True
 
 
 async def gathered(chunks: AsyncIterator[bytes]) -> bytes:

@@ -78,6 +78,9 @@ class S3BlobStore:
             return False
         return True
 
+    async def begin(self) -> None:
+        """A bucket is made by whoever owns it."""
+
     async def size(self, digest: str) -> int | None:
         for place in (_KEPT, _ASIDE, _KEPT):
             if (found := await self._head(_key(place, digest))) is not None:

@@ -144,6 +144,53 @@ async def check_store(url: str, *, known: str = "") -> Finding:
     return Finding(level="ok", what="store", finding="opens, schema up to date")
 
 
+async def check_blobs(url: str, database_url: str, *, is_known: bool) -> list[Finding]:
+    """The blob store is there, as far as somebody needs it: `is_known` says that it was begun, the ledger that it names blobs."""
+    from gateway.store.blobs import IN_DATABASE, open_own_blob_store
+
+    if url == IN_DATABASE:
+        return []
+    try:
+        if await open_own_blob_store(url).is_there():
+            return [Finding(level="ok", what="blobs", finding="the store is there")]
+    except StoreUnavailable as fault:
+        return [
+            Finding(
+                level="wrong", what="blobs", finding=str(fault), next_step="look at blobs_url and what is behind it"
+            )
+        ]
+    if not is_known and not await _names_blobs(database_url):
+        return [Finding(level="ok", what="blobs", finding="no store yet", next_step="`gateway run` begins it")]
+    why = "it was begun before" if is_known else "the ledger names blobs"
+    return [
+        Finding(
+            level="wrong",
+            what="blobs",
+            finding=f"the store is not there, or is empty, and {why}: what needs a blob waits",
+            next_step="mount it or bring it back; mind blobs_url; if it is lost for good: delete blobs.mark in data_dir",
+        )
+    ]
+
+
+async def _names_blobs(database_url: str) -> bool:
+    """Whether the ledger names blobs; False where it cannot be asked, which `check_store` tells."""
+    from gateway.store.blob_collector import names_any
+    from gateway.store.database import file_of, open_as_it_is
+    from gateway.store.migrations import KNOWN_VERSIONS, current_version
+
+    path = file_of(database_url)
+    if path is not None and (not path.exists() or not path.stat().st_size):
+        return False
+    try:
+        database = await open_as_it_is(database_url)
+        try:
+            return await current_version(database) in KNOWN_VERSIONS and await database.read(names_any)
+        finally:
+            await database.close()
+    except (StoreUnavailable, SettingsError):
+        return False
+
+
 def check_left(problem: str) -> Finding:
     """What the settings leave behind in `data_dir` keeps the gateway from starting."""
     what, _, finding = problem.partition(": ")

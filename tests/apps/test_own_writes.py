@@ -72,6 +72,7 @@ async def test_a_post_is_pending_then_stored(tmp_path: Path, database_url: str) 
 
 async def test_a_request_that_failed_says_so(tmp_path: Path, database_url: str) -> None:
     await (await open_database(database_url)).close()
+    await FileBlobStore(tmp_path / "blobs").begin()
     async with app(tmp_path, database_url) as client:
         missing = {"filename": "a.png", "content_type": "image/png", "blob": "sha256:" + "0" * 64}
         post_id = await client.create_post(CreatePost.model_validate(WORDS | {"attachments": [missing]}))

@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.app import Parts, open_cage, open_store
+from gateway.app import Parts, blob_mark, open_cage, open_store
 from gateway.app.checks import refuse_open_house
 from gateway.app.making import open_store_patiently
 from gateway.app.services import BUILDERS
 from gateway.errors import SettingsError
 from gateway.maillog import MailLog
-from gateway.runtime import Stop
+from gateway.runtime import Stop, utc_now
 from gateway.settings import Settings
+from gateway.store.blob_collector import Collector
+from gateway.watch.doctor import check_blobs
 
 
 def doctor(folder: Path, *, env: dict[str, str] | None = None) -> list[dict[str, Any]]:
@@ -199,3 +201,27 @@ async def test_a_door_with_a_certificate_starts_while_the_store_is_away(tmp_path
         assert await asyncio.to_thread(post) == (454, 250)
         assert away.exists()
         assert not (tmp_path / "store.db").exists()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_blob_store_that_is_not_there_is_wrong_where_something_was_kept(tmp_path: Path, is_known: bool) -> None:
+    data, blobs = tmp_path / "var", tmp_path / "mnt"
+    settings = Settings(data_dir=data, database_url=f"sqlite:///{data}/store.db", blobs_url=f"file://{blobs}")
+    assert found(await doctor_of(settings), "blobs") == [("ok", "no store yet")]
+    async with open_store_patiently(settings, MailLog(stream=io.StringIO())) as store:
+        digest = await store.blobs.put(b"a picture")
+        carried = [("a dead letter", digest)]
+        await Collector(store.database, store.blobs, clock=utc_now).note_dead_tickets(carried)
+    assert found(await doctor_of(settings), "blobs") == [("ok", "the store is there")]
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.mkdir()
+    if not is_known:
+        (data / "blobs.mark").unlink()
+    ((level, told),) = found(await doctor_of(settings), "blobs")
+    assert level == "wrong"
+    assert ("it was begun before" if is_known else "the ledger names blobs") in told
+
+
+async def doctor_of(settings: Settings) -> list[dict[str, Any]]:
+    is_known = blob_mark(settings).knows(settings.blobs_url)
+    return [item.as_row() for item in await check_blobs(settings.blobs_url, settings.database_url, is_known=is_known)]

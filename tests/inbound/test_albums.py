@@ -16,7 +16,7 @@ from pictures import CORNERS, encoded, exif, stored_with, upright
 from test_ingest import envelope, mail, octets_of
 
 from gateway.cage import Cage
-from gateway.errors import OverBudget, PermanentFailure
+from gateway.errors import OverBudget, PermanentFailure, StoreUnavailable
 from gateway.inbound.mailboxes.photos import PhotoAlbum
 from gateway.inbound.photos import CPU_SECONDS, MEMORY_BYTES, RenderPhoto, photo_ticket
 from gateway.inbound.router import MailboxRoute, Router
@@ -218,6 +218,20 @@ async def test_an_original_that_is_gone_makes_a_dead_letter_with_its_reason(hous
     with pytest.raises(PermanentFailure, match="is not in the store"):
         await render.handle(ticket)
     assert await render.handle(photo_ticket("unknown")) == Done()
+
+
+async def test_while_the_blob_store_is_not_there_a_photo_waits(house: House) -> None:
+    row = await taken_in(house, photo_mail(("a.jpg", encoded(upright(), "JPEG"))))
+    render = await renderer(house)
+    (ticket,) = await photo_tickets(house)
+    (house.folder / "blobs").rename(house.folder / "elsewhere")
+    (house.folder / "blobs").mkdir()
+    with pytest.raises(StoreUnavailable, match="the store is not there"):
+        await render.handle(ticket)
+    (house.folder / "blobs").rmdir()
+    (house.folder / "elsewhere").rename(house.folder / "blobs")
+    assert await render.handle(ticket) == Done()
+    assert (await album_of(house, row))["attachments"][0]["photo"] == "rendered"
 
 
 async def test_a_mail_that_died_before_its_photos_were_published_publishes_them_when_it_comes_again(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from conftest import House
 
-from gateway.errors import FaultOwner, PermanentFailure, TransientFailure
+from gateway.errors import FaultOwner, PermanentFailure, StoreUnavailable, TransientFailure
 from gateway.inbound.mailbox import Context, Outcome, ReceivedMail
 from gateway.inbound.mailboxes.posts import Posts
 from gateway.inbound.replay import replay_tickets
@@ -47,8 +46,8 @@ async def test_a_mail_whose_blob_vanished_before_its_first_turn_ends_dead_and_sh
     ingest = await house.open_ingest(ladder="1s")
     house.mailboxes["broken"] = Posts()
     ticket = await accept(house, LARGE, *BOTH)
-    (house.folder / "blobs").rename(house.folder / "elsewhere")
-    (house.folder / "blobs").mkdir()
+    (blob,) = (house.folder / "blobs").glob("??/*")
+    blob.rename(house.folder / "elsewhere")
     with pytest.raises(TransientFailure, match="is not in the store"):
         await ingest.handle(ticket)
     assert await rows(house) == [], "the ladder is climbed first"
@@ -57,8 +56,7 @@ async def test_a_mail_whose_blob_vanished_before_its_first_turn_ends_dead_and_sh
         await ingest.handle(last)
     assert await rows(house) == [(rcpt_to, "dead", len(LARGE)) for rcpt_to in BOTH]
 
-    (house.folder / "blobs").rmdir()
-    (house.folder / "elsewhere").rename(house.folder / "blobs")
+    (house.folder / "elsewhere").rename(blob)
     assert house.mails is not None
     mail = await house.mails.stored(ticket.id)
     assert mail is not None
@@ -78,11 +76,31 @@ async def test_a_recipient_whose_retry_lost_its_blob_does_not_stay_pending_for_e
     ingest._publish = publish
     await ingest.handle(await accept(house, LARGE, *BOTH))
     (retry,) = published
-    shutil.rmtree(house.folder / "blobs")
-    (house.folder / "blobs").mkdir()
+    for blob in (house.folder / "blobs").glob("??/*"):
+        blob.unlink()
     with pytest.raises(TransientFailure, match="is not in the store"):
         await ingest.handle(retry)
     assert await rows(house) == [(BOTH[0], "dead", len(LARGE)), (BOTH[1], "delivered", len(LARGE))]
+
+
+@pytest.mark.parametrize("is_mount_point", [True, False])
+async def test_while_the_blob_store_is_not_there_a_large_mail_waits_and_spends_no_attempt(
+    house: House, is_mount_point: bool
+) -> None:
+    ingest = await house.open_ingest(ladder="1s")
+    ticket = await accept(house, LARGE, "posts@localhost")
+    (house.folder / "blobs").rename(house.folder / "elsewhere")
+    if is_mount_point:
+        (house.folder / "blobs").mkdir()
+    last = Ticket(queue=MAIL_INBOUND, id=ticket.id, body=b"", headers=ticket.headers, attempt=9)
+    with pytest.raises(StoreUnavailable, match="the store is not there"):
+        await ingest.handle(last)
+    assert await rows(house) == []
+    if is_mount_point:
+        (house.folder / "blobs").rmdir()
+    (house.folder / "elsewhere").rename(house.folder / "blobs")
+    assert await ingest.handle(last) == Done()
+    assert await rows(house) == [("posts@localhost", "delivered", len(LARGE))]
 
 
 async def test_a_damaged_blob_climbs_the_ladder_and_heals_when_the_mail_comes_again(house: House) -> None:

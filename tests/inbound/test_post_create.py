@@ -14,8 +14,9 @@ from gateway.cage import Cage
 from gateway.client import Client
 from gateway.contract.email_send import Attachment
 from gateway.contract.versions import NewerVersion
-from gateway.errors import InvalidRequest, PermanentFailure
+from gateway.errors import InvalidRequest, PermanentFailure, StoreUnavailable
 from gateway.inbound.post_create import PostDesk
+from gateway.queue.broker import Done
 from gateway.queue.ladder import Ladder
 from gateway.queue.ticket import POST_CREATE, Ticket
 from gateway.queue.worker import work
@@ -102,6 +103,7 @@ async def test_the_same_id_is_recorded_once_and_other_content_is_a_conflict(hous
 
 
 async def test_a_bad_post_is_answered_with_every_problem(house: House) -> None:
+    await house.blobs.begin()
     async with working(house) as (_, _):
         body = json.dumps({"id": ID, "author": "", "colour": 1, "attachments": [{"filename": "../x", "data": "?"}]})
         question = Ticket(queue=POST_CREATE, id=ID, body=body.encode())
@@ -144,3 +146,20 @@ async def test_a_post_too_large_to_be_one_is_a_dead_letter_before_it_is_parsed(h
     async with working(house) as (_, desk):
         with pytest.raises(PermanentFailure, match="too many values"):
             await desk.handle(Ticket(queue=POST_CREATE, id=ID, body=endless))
+
+
+async def test_while_the_blob_store_is_not_there_no_post_is_refused_for_its_sake(house: House) -> None:
+    digest = await house.blobs.put(b"an attachment")
+    named = Attachment(filename="a.bin", blob=digest).model_dump(exclude_none=True)
+    body = json.dumps({"id": ID, "author": "Ann", "title": "x", "attachments": [named]}).encode()
+    question = Ticket(queue=POST_CREATE, id=ID, body=body)
+    (house.folder / "blobs").rename(house.folder / "elsewhere")
+    (house.folder / "blobs").mkdir()
+    async with working(house) as (_, desk):
+        with pytest.raises(StoreUnavailable, match="the store is not there"):
+            await desk.handle(question)
+        assert await house.mails.post_refusal(ID) is None
+        (house.folder / "blobs").rmdir()
+        (house.folder / "elsewhere").rename(house.folder / "blobs")
+        assert await desk.handle(question) == Done()
+    assert await house.mails.post(ID) is not None

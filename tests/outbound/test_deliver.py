@@ -25,6 +25,7 @@ from gateway.outbound.deliver import Patience
 from gateway.queue.broker import Done, Later
 from gateway.queue.ticket import EMAIL_SEND_BULK, EMAIL_SEND_URGENT, Ticket
 from gateway.reply import Reply
+from gateway.store.blobs import FileBlobStore
 from gateway.store.emails import DatabaseLedger
 from gateway.store.ledger import Claim
 
@@ -120,13 +121,30 @@ class TestAcceptance:
         assert not (tmp_path / "captured").exists()
         assert desk.waiting == []
 
-    async def test_a_missing_blob_holds_the_email(self, desk_of: Build) -> None:
+    async def test_a_missing_blob_holds_the_email(self, desk_of: Build, tmp_path: Path) -> None:
         desk = desk_of("capture:")
+        await FileBlobStore(tmp_path / "blobs").begin()
         email = request(attachments=[Attachment(filename="a.pdf", blob="sha256:" + "0" * 64)])
         assert await desk.handle(ticket_of(email)) == Done()
         row = await desk.row(email)
         assert row.disposition is Disposition.HELD
         assert "sha256:000" in row.reason
+
+    async def test_while_the_blob_store_is_not_there_an_email_that_needs_it_waits(
+        self, desk_of: Build, tmp_path: Path
+    ) -> None:
+        desk = desk_of("capture:")
+        digest = await FileBlobStore(tmp_path / "elsewhere").put(b"a plan")
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        email = request(attachments=[Attachment(filename="a.pdf", blob=digest)])
+        with pytest.raises(StoreUnavailable, match="the store is not there"):
+            await desk.handle(ticket_of(email))
+        assert (await desk.row(email)).disposition is Disposition.PENDING
+        (tmp_path / "blobs").rmdir()
+        (tmp_path / "elsewhere").rename(tmp_path / "blobs")
+        desk.clock.advance(60)
+        await desk.handle(ticket_of(email))
+        assert (await desk.row(email)).disposition is Disposition.RELAYED
 
     async def test_a_ticket_of_no_email_is_for_an_operator(self, desk_of: Build) -> None:
         ticket = Ticket(queue="email.send.retry", id="x", body=b"{}", headers={"email_id": "x", "recipient": "y"})

@@ -113,7 +113,8 @@ async def test_what_was_put_is_got_under_its_digest(shelf: Shelf, octets: bytes)
 
 
 async def test_what_was_never_put_is_not_there(shelf: Shelf) -> None:
-    await shelf.store.put(b"something else")
+    await shelf.store.begin()
+    assert await shelf.store.is_there()
     digest = digest_of(PNG)
     assert not await shelf.store.exists(digest)
     assert await shelf.store.size(digest) is None
