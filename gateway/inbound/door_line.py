@@ -1,9 +1,11 @@
 """The line of a session: who came, how long they may be silent, how replies are written, and when patience ends.
 
-The lowest of three layers: `door_line` (connection and replies), `door_data` (DATA), `door_session` (the commands).
+The lowest layer of a session; above it `door_data` (DATA), `door_session` (the commands), and at the SMTP door `door_tls` and
+`door_auth`.
 Promises: a reply has its enhanced status and nothing unprintable; a fault of ours is 451 without its text; who is silent,
 reads nothing or makes too many errors is let go; what a refusal said is in the log once.
-Also: a client that talks before it is greeted is let go; a command ends with CR LF, nothing else.
+A command ends with CR LF and nothing else: who ends it with LF alone would end its data so, wait for an answer that cannot come,
+and is better told at once.  A word that is no command is not repeated.
 Limits: the client is whoever opened the connection, or whom a PROXY header names (`proxy_protocol`).  Home of aiosmtpd.
 """
 

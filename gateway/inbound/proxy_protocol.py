@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2 (HAProxy's proxy-protocol.txt): a load balancer says whose connection it hands on.
 
 Expected where the listening address says `?proxy=yes`, from `trusted_hosts` only, before anything else is said; any other host
-speaks for itself there, and a header of its own is a client that talks before its turn.
+speaks for itself there, and a header of its own is a command that there is none of.
 Promise: a header that is not exactly one is no header; whom it names is never taken for this host or for the proxy: what it
 does not know (UNKNOWN, LOCAL, UNIX sockets, loopback) leaves the client `unknown`.
 Limits: TLVs are passed over, and with them the checksum; over UDP is malformed here.

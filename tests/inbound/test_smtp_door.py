@@ -263,7 +263,7 @@ async def test_who_leaves_while_he_is_answered_leaves_his_place(said: bytes, hou
     talks = [await talk_with(door) for _ in range(10)]
     for talk in talks:
         if said:
-            await talk.reply()  # the greeting, without which nobody may speak
+            await talk.reply()  # so that it is an answer within which he leaves
         await talk.send(said)
         talk.writer.write_eof()
     async with asyncio.timeout(10):
