@@ -41,6 +41,7 @@ _OURS = "x-gateway-"
 _ATTEMPT, _DUE_AT, _PUBLISHED_AT = _OURS + "attempt", _OURS + "due-at", _OURS + "published-at"
 _APP, _BEFORE = _OURS + "app", _OURS + "deliveries-before"
 _NUMBER, _DIED_IN, _DIED_AT, _REASON = _OURS + "number", _OURS + "died-in", _OURS + "died-at", _OURS + "reason"
+_ROUTES = ("CC", "BCC")  # more queues, to the broker: by our default exchange that would be any, `mail.inbound` too
 _BROKERS = ("x-death", "x-opt-deaths", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _CRASHED = f"{DELIVERY_LIMIT} leases ended without a word: whoever works on it dies or hangs"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -75,7 +76,7 @@ def to_message(
     noted = {key: value for key, value in notes.items() if value is not None}
     return Message(
         ticket.body,
-        headers={**ticket.headers, **noted, **(death or {})},
+        headers={**_routeless(ticket.headers), **noted, **(death or {})},
         content_type=ticket.content_type,
         delivery_mode=DeliveryMode.PERSISTENT,
         message_id=ticket.id,
@@ -101,14 +102,18 @@ def read(message: AbstractIncomingMessage, queue: str, *, user: str) -> Arrived:
         correlation_id=message.correlation_id,
         app=str(notes.get(_APP, "") if is_ours else message.user_id or ""),
     )
-    deliveries = _number(notes.get(_BEFORE)) + _number(message.headers.get("x-delivery-count"))
+    # The broker writes its count over whatever stands there from the second delivery on; before, it is the app's own word.
+    counted = _number(message.headers.get("x-delivery-count")) if message.redelivered else 0
+    deliveries = _number(notes.get(_BEFORE)) + counted
     return Arrived(ticket=ticket, deliveries=deliveries, published_at=_moment(notes.get(_PUBLISHED_AT)))
 
 
 def copy(message: AbstractIncomingMessage, queue: str, *, user: str) -> Message:
     """The message as it lies in `queue`, to be published again by the house: an app's name becomes a note."""
     is_dead = queue in (DEAD_FAILED, DEAD_CRASHED)
-    headers = {key: value for key, value in message.headers.items() if is_dead or not key.startswith(_BROKERS)}
+    headers = {
+        key: value for key, value in _routeless(message.headers).items() if is_dead or not key.startswith(_BROKERS)
+    }
     if message.user_id != user:
         headers = {key: value for key, value in headers.items() if not key.startswith(_OURS)}
         headers |= {_APP: message.user_id} if message.user_id else {}
@@ -125,10 +130,14 @@ def copy(message: AbstractIncomingMessage, queue: str, *, user: str) -> Message:
 
 
 def _headers(message: AbstractIncomingMessage, queue: str) -> dict[str, Any]:
-    headers = {key: _plain(value) for key, value in message.headers.items() if not _is_note(key)}
+    headers = {key: _plain(value) for key, value in _routeless(message.headers).items() if not _is_note(key)}
     # By the default exchange we ourselves sent it on: retried or dead it keeps the key that led nowhere.
     is_fresh = queue == UNROUTABLE and message.exchange
     return headers | ({ROUTING_KEY: message.routing_key} if is_fresh else {})
+
+
+def _routeless(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in headers.items() if key not in _ROUTES}
 
 
 def _is_note(key: str) -> bool:

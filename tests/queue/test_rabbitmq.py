@@ -31,6 +31,7 @@ from gateway.queue.broker import (
     Lease,
     Outcome,
     Release,
+    Suspect,
 )
 from gateway.queue.rabbitmq import RabbitmqBroker
 from gateway.queue.rabbitmq_house import HouseRabbitmqBroker
@@ -42,6 +43,7 @@ from gateway.queue.ticket import (
     EMAIL_SEND_SERIAL,
     MAIL_INBOUND,
     ROUTING_KEY,
+    SUSPECT,
     UNROUTABLE,
     Ticket,
     retry_queue,
@@ -216,6 +218,29 @@ async def test_an_app_cannot_claim_another_name_an_attempt_or_a_moment(broker: R
             assert (found.app, found.attempt, lease.delivery_count, dict(found.headers)) == ("shop", 0, 0, {})
         with pytest.raises(aio_pika.exceptions.ChannelPreconditionFailed, match="user_id"):
             await commands.publish(aio_pika.Message(b"x", user_id="guest"), EMAIL_SEND)
+
+
+async def test_an_app_cannot_name_further_queues_nor_a_count_of_deliveries(
+    broker: RabbitmqBroker, shop_url: str
+) -> None:
+    """The broker obeys CC and BCC of what we publish, too: by the default exchange every queue is in reach."""
+    async with await aio_pika.connect(shop_url) as connection:
+        channel = await connection.channel()
+        commands = await channel.get_exchange(topology.COMMANDS, ensure=False)
+        forged = {"CC": [MAIL_INBOUND], "BCC": [MAIL_INBOUND], "x-delivery-count": 9, "mail_from": "boss@example.org"}
+        await commands.publish(aio_pika.Message(b"x", message_id="1", headers=forged), EMAIL_SEND)
+    home, later = EMAIL_SEND, datetime.now(UTC)
+    for outcome in (Later(at=later), Later(at=later + timedelta(seconds=1)), Dead(reason="no")):
+        async with consuming(broker, home) as consumer:
+            lease = await next_lease(consumer)
+            assert (lease.delivery_count, lease.ticket.headers) == (0, {"mail_from": "boss@example.org"})
+            await lease.settle(outcome)
+        home = retry_queue(EMAIL_SEND)
+    [dead] = await broker.dead()
+    assert await broker.retry_dead(dead.number)
+    async with consuming(broker, EMAIL_SEND) as consumer:
+        await (await next_lease(consumer)).settle(Suspect())
+    assert {depth.name: depth.ready for depth in await broker.depths() if depth.ready} == {SUSPECT: 1}
 
 
 async def test_a_command_whose_key_leads_nowhere_comes_to_the_reader_of_the_unroutable(
