@@ -2,6 +2,7 @@
 
 A move is of one kind, told by the schemes of its URLs: `amqp(s)` is a queue, `postgresql` a ledger, `file`, `s3` and
 `database:` (the one of `database_url`) are blobs; what a file of SQLite holds is looked up in it.
+Blobs that are not mounted (`data_dir/blobs.mark` knows of them) are neither left behind nor taken for none.
 Limits: two files of SQLite, or two servers of one kind, are no case for a move: a file is renamed, a server has tools of its
 own; the way back from RabbitMQ is to let its tickets finish.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
 from gateway.app.in_use import emptied
+from gateway.app.making import blob_mark
 from gateway.errors import PermanentFailure, Problem, SettingsError, StoreUnavailable
 from gateway.queue.amqp_url import SCHEMES as AMQP_SCHEMES
 from gateway.queue.amqp_url import amqp_urls
@@ -138,8 +140,11 @@ async def _left(settings: Settings) -> dict[str, str]:
     left = {}
     if ledger.exists() and not _is_same(ledger, file_of(settings.database_url)):
         left["database_url"] = await _ledger_left(ledger)
-    if _has_blobs(blobs) and not _is_same(blobs, _folder_of(settings.blobs_url)):
-        left["blobs_url"] = f"{blobs} holds blobs that the ledger names"
+    if (_has_blobs(blobs) or _is_away(blobs, settings)) and not _is_same(blobs, _folder_of(settings.blobs_url)):
+        away = (
+            "" if _has_blobs(blobs) else " (it is not mounted; are they lost for good, delete blobs.mark in data_dir)"
+        )
+        left["blobs_url"] = f"{blobs} holds blobs that the ledger names{away}"
     if queue.exists() and not _is_same(queue, queue_file(settings.queue_url)):
         left["queue_url"] = await _tickets_left(queue)
     return {key: text for key, text in left.items() if text}
@@ -177,6 +182,12 @@ async def _tickets_left(path: Path) -> str:
 
 def _folder_of(blobs_url: str) -> Path | None:
     return Path(unquote(blobs_url.removeprefix("file://"))) if blobs_url.startswith("file:///") else None
+
+
+def _is_away(folder: Path, settings: Settings) -> bool:
+    """Whether blobs were kept there that are not mounted now; what was begun and is empty is there."""
+    was_begun = blob_mark(settings).knows(_own(settings)["blobs_url"])
+    return was_begun and (not folder.is_dir() or next(folder.iterdir(), None) is None)
 
 
 def _has_blobs(folder: Path) -> bool:
@@ -261,9 +272,14 @@ async def _move_blobs(move: Move, settings: Settings, tell: Tell) -> list[Part]:
     last_put = _last_put(emptied_folder) if emptied_folder else 0
     async with AsyncExitStack() as stack:
         source, target = [await _open_blobs(url, settings, stack) for url in (move.source, move.target)]
+        if blob_mark(settings).knows(move.source) and not await source.is_there():
+            raise PermanentFailure(f"the blobs of {without_secrets(move.source)} are not there: is it mounted?")
         if (filled := _folder_of(move.target)) is not None:
             (filled / _MOVED).unlink(missing_ok=True)
         part = await move_blobs(source, target, now=utc_now(), tell=tell)
+        if part.is_whole:
+            await target.begin()
+            blob_mark(settings).note(move.target)
     if emptied_folder is not None and emptied_folder.is_dir() and part.is_whole:
         _note_moved(emptied_folder, to=without_secrets(move.target), last_put=last_put)
     return [part]

@@ -60,7 +60,7 @@ def test_mail_goes_in_and_out_with_everything_in_the_server(
     assert not (tmp_path / "var" / "store.db").exists()
     assert not (tmp_path / "var" / "blobs").exists()
     assert int(postgres_server.run("SELECT count(*) FROM blobs", name)) >= 1
-    doctor = rows(gateway(tmp_path, "doctor", "--json", url=bare_postgres_url))
+    doctor = rows(gateway(tmp_path, "doctor", "--json", url=bare_postgres_url, GATEWAY_BLOBS_URL="database:"))
     assert [item["level"] for item in doctor if item["what"] == "store"] == ["ok"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from gateway import commands
 from gateway.app.in_use import at_work, emptied
+from gateway.app.making import blob_mark
 from gateway.app.moving import refuse_to_strand, what_is_left, what_moves
 from gateway.errors import PermanentFailure, SettingsError, StoreUnavailable, TransientFailure
 from gateway.queue.sqlite import SqliteBroker
@@ -159,6 +161,24 @@ async def test_blobs_are_copied_counted_and_then_left_in_peace(house: Path, tmp_
     assert (part.found, part.carried, part.already, part.is_whole) == (2, 1, 1, True)
     assert [await kept.get(await kept.put(octets)) for octets in (b"one", b"two")] == [b"one", b"two"]
     assert await what_is_left(settings) == []
+
+
+async def test_blobs_that_are_not_mounted_are_neither_left_behind_nor_moved(house: Path, tmp_path: Path) -> None:
+    settings = grown(house, blobs_url=f"file://{tmp_path}/new")
+    blob_mark(settings).note(f"file://{house}/blobs")
+    (house / "blobs").rename(tmp_path / "elsewhere")
+    (house / "blobs").mkdir()
+    with pytest.raises(SettingsError, match="blobs_url"):
+        await refuse_to_strand(settings)
+    [move] = await what_is_left(settings)
+    with pytest.raises(PermanentFailure, match="is it mounted"):
+        await move.run(settings, no_word)
+    (house / "blobs").rmdir()
+    (tmp_path / "elsewhere").rename(house / "blobs")
+    [part] = await move.run(settings, no_word)
+    assert (part.found, part.is_whole) == (2, True)
+    shutil.rmtree(house / "blobs")
+    assert await what_is_left(settings) == [], "who moved may delete the old ones before the next start"
 
 
 async def test_a_damaged_blob_is_named_and_the_others_go_on(house: Path, tmp_path: Path) -> None:
