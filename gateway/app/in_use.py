@@ -27,7 +27,7 @@ def at_work(data_dir: Path) -> Iterator[None]:
 @contextmanager
 def emptied(data_dir: Path) -> Iterator[None]:
     """Held by whoever needs that no gateway runs; raises TransientFailure while one does."""
-    with _locked(data_dir, fcntl.LOCK_EX, "a gateway is running in {}: stop it first"):
+    with _locked(data_dir, fcntl.LOCK_EX, "a gateway, or another move, is running in {}: stop it first"):
         yield
 
 

@@ -9,6 +9,7 @@ own; the way back from RabbitMQ is to let its tickets finish.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from urllib.parse import quote, unquote
 
 from gateway.app.in_use import emptied
 from gateway.app.making import blob_mark
-from gateway.errors import PermanentFailure, Problem, SettingsError
+from gateway.errors import PermanentFailure, Problem, SettingsError, StoreUnavailable
 from gateway.queue.amqp_url import SCHEMES as AMQP_SCHEMES
 from gateway.queue.amqp_url import amqp_urls
 from gateway.runtime import utc_now
@@ -45,6 +46,12 @@ class Move:
     kind: Kind
     source: str
     target: str
+
+    async def look(self, settings: Settings) -> None:
+        """Raises for a gateway at work and a target that lets nobody in: the old place of another part is not closed yet."""
+        look = {"queue": _look_at_queue, "ledger": _look_at_ledger, "blobs": _look_at_blobs}[self.kind]
+        with emptied(settings.data_dir):
+            await look(self, settings)
 
     async def run(self, settings: Settings, tell: Tell) -> list[Part]:
         """Carries it, or goes on with it; no lines where it had moved before. Raises for what it must not touch."""
@@ -184,7 +191,15 @@ def _is_away(folder: Path, settings: Settings) -> bool:
 
 
 def _has_blobs(folder: Path) -> bool:
-    return not (folder / _MOVED).exists() and next(folder.glob("[0-9a-f][0-9a-f]/*"), None) is not None
+    """Whether blobs came after the last move of them, if there was one: settings may have been set back for a while."""
+    moved = folder / _MOVED
+    return _last_put(folder) > (moved.stat().st_mtime_ns if moved.exists() else 0)
+
+
+def _last_put(folder: Path) -> int:
+    """When a blob last came into a folder of them; 0 where there is none."""
+    parts = [part for part in folder.glob("[0-9a-f][0-9a-f]") if any(part.iterdir())]
+    return max((part.stat().st_mtime_ns for part in parts), default=0)
 
 
 async def _cure(settings: Settings, key: str) -> str:
@@ -194,6 +209,32 @@ async def _cure(settings: Settings, key: str) -> str:
     except SettingsError as refused:
         return f"set it back, or: {refused.problems[0].message}"
     return "stop the gateway everywhere and run `gateway move`, or set it back"
+
+
+async def _look_at_queue(move: Move, settings: Settings) -> None:
+    from gateway.queue.amqp_migrate import connect
+
+    await (await connect(amqp_urls(move.target))).close()
+
+
+async def _look_at_ledger(move: Move, settings: Settings) -> None:
+    from gateway.store.database import open_as_it_is
+    from gateway.store.migrations import current_version
+
+    if move.target.startswith(_SQLITE):
+        return
+    database = await open_as_it_is(move.target)
+    try:
+        await current_version(database)
+    finally:
+        await database.close()
+
+
+async def _look_at_blobs(move: Move, settings: Settings) -> None:
+    from gateway.store.blobs import open_own_blob_store
+
+    if move.target.startswith("s3://") and not await open_own_blob_store(move.target).is_there():
+        raise StoreUnavailable(f"blobs: there is no bucket at {without_secrets(move.target)}")
 
 
 async def _move_queue(move: Move, settings: Settings, tell: Tell) -> list[Part]:
@@ -227,6 +268,8 @@ async def _move_ledger(move: Move, settings: Settings, tell: Tell) -> list[Part]
 async def _move_blobs(move: Move, settings: Settings, tell: Tell) -> list[Part]:
     from gateway.watch.move import move_blobs
 
+    emptied_folder = _folder_of(move.source)
+    last_put = _last_put(emptied_folder) if emptied_folder else 0
     async with AsyncExitStack() as stack:
         source, target = [await _open_blobs(url, settings, stack) for url in (move.source, move.target)]
         if blob_mark(settings).knows(move.source) and not await source.is_there():
@@ -237,10 +280,15 @@ async def _move_blobs(move: Move, settings: Settings, tell: Tell) -> list[Part]:
         if part.is_whole:
             await target.begin()
             blob_mark(settings).note(move.target)
-    emptied_folder = _folder_of(move.source)
     if emptied_folder is not None and emptied_folder.is_dir() and part.is_whole:
-        write_whole(emptied_folder / _MOVED, f"its blobs are at {without_secrets(move.target)}\n".encode())
+        _note_moved(emptied_folder, to=without_secrets(move.target), last_put=last_put)
     return [part]
+
+
+def _note_moved(folder: Path, *, to: str, last_put: int) -> None:
+    """The note is as old as the youngest blob it is about."""
+    write_whole(folder / _MOVED, f"its blobs are at {to}\n".encode())
+    os.utime(folder / _MOVED, ns=(last_put, last_put))
 
 
 async def _open_blobs(url: str, settings: Settings, stack: AsyncExitStack) -> BlobStore:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli.terminal import EXIT_NO, AsJson, Context, note, settings_of, wait_for
+
+if TYPE_CHECKING:
+    from gateway.watch.move import Part
 
 _TOLD_SECONDS = 2.0
 
@@ -30,13 +33,17 @@ def move(
         )
     settings = settings_of(context)
     moves = wait_for(commands.what_moves(settings, source, target))
-    parts = []
     for item in moves:
-        lines = wait_for(item.run(settings, _Progress()))
-        if not lines:
-            note(f"the {item.kind} has moved before: nothing to do")
-        parts += lines
-    tables.print_rows([part.as_row() for part in parts], ["part", "found", "carried", "already"], as_json=as_json)
+        wait_for(item.look(settings))
+    parts: list[Part] = []
+    try:
+        for item in moves:
+            lines = wait_for(item.run(settings, _Progress()))
+            if not lines:
+                note(f"the {item.kind} has moved before: nothing to do")
+            parts += lines
+    finally:
+        tables.print_rows([part.as_row() for part in parts], ["part", "found", "carried", "already"], as_json=as_json)
     for part in parts:
         for lacking in part.lacking:
             note(f"gateway: {part.part}: {lacking}")

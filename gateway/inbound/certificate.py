@@ -79,16 +79,6 @@ class Certificates:
             self._judged = judge(self.pair, hostname=hostname, now=now)
         return self._judged
 
-    def listening_context(self) -> ssl.SSLContext:
-        """A context for a server that takes but one: it asks for the current one within each handshake."""
-        context = load(self.pair)
-
-        def switch(handshake: ssl.SSLObject, name: str | None, listening: ssl.SSLContext) -> None:
-            handshake.context = self.context()
-
-        context.sni_callback = switch  # called whether the client names a server or not
-        return context
-
 
 def load(pair: Pair) -> ssl.SSLContext:
     """The context of a pair; raises ValueError with what is wrong with it."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import collections
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
 
 from gateway.inbound.door_limits import Shares, Spent, Throttle, is_loopback, sender_key
 from gateway.inbound.intake import Intake
-from gateway.inbound.listen import TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
+from gateway.inbound.listen import BACKLOG, TcpAddress, UnixAddress, open_unix, parse_listen, remove_unix
 from gateway.inbound.xforward import TrustedHosts
 from gateway.maillog import MailLog
 from gateway.reply import Reply
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from gateway.inbound.door_auth import Logins
     from gateway.inbound.door_line import DoorLine
     from gateway.inbound.door_session import DoorSession
+    from gateway.inbound.tls_listener import TlsListener
 
-_BACKLOG = 512
 _CROWDED, _CROWDED_NO_MORE = 0.8, 0.6
 
 
@@ -94,7 +95,7 @@ class Door:
         self.address = listen
         self._expects_proxy = self._is_crowded = False
         self._throttle = Throttle(self.limits.shares)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsListener] = []
         self._socket_file: tuple[Path, int] | None = None
         self._sessions: set[DoorLine] = set()
         self._clients: collections.Counter[str] = collections.Counter()
@@ -111,25 +112,25 @@ class Door:
         address = parse_listen(self.address)
         self._expects_proxy = isinstance(address, TcpAddress) and address.expects_proxy
         if inherited:
-            await self.listen_on(inherited)
+            await self._listen_on(inherited)
             self.address = " ".join(spoken(listener) for listener in inherited)
         elif isinstance(address, UnixAddress):
             await self._listen_unix(address)
         else:
-            self.address = await self.listen_tcp(address)
+            self.address = await self._listen_tcp(address)
         self.log.service(f"{self.name}-door", "listening", at=self.address)
 
-    async def listen_on(self, inherited: Sequence[socket.socket], **tls: Any) -> None:
-        """Listens on sockets that are open already; `tls` is what asyncio's servers are told of TLS."""
+    async def _listen_on(self, inherited: Sequence[socket.socket]) -> None:
+        """Listens on sockets that are open already."""
         loop = asyncio.get_running_loop()
         for listener in inherited:
             create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await create(self._enter, sock=listener, backlog=_BACKLOG, **tls))
+            self._servers.append(await create(self.enter, sock=listener, backlog=BACKLOG))
 
-    async def listen_tcp(self, address: TcpAddress, **tls: Any) -> str:
+    async def _listen_tcp(self, address: TcpAddress) -> str:
         """Listens at an address; returns it with the port that it has."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._enter, address.host, address.port, backlog=_BACKLOG, **tls)
+        server = await loop.create_server(self.enter, address.host, address.port, backlog=BACKLOG)
         self._servers.append(server)
         host = f"[{address.host}]" if ":" in address.host else address.host
         return f"{host}:{server.sockets[0].getsockname()[1]}"
@@ -138,9 +139,10 @@ class Door:
         listener = open_unix(address)
         self._socket_file = (address.path, address.path.lstat().st_ino)
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(self._enter, sock=listener, backlog=_BACKLOG))
+        self._servers.append(await loop.create_unix_server(self.enter, sock=listener, backlog=BACKLOG))
 
-    def _enter(self) -> DoorSession:
+    def enter(self) -> DoorSession:
+        """A session for who comes in."""
         return self.session(self, asyncio.get_running_loop())
 
     async def close(self) -> None:
@@ -194,12 +196,19 @@ class Door:
         self._clients[group] += 1
         if self.is_closing:
             return Reply(code=421, enhanced_status="4.3.2", text=f"{self.hostname} is closing, try again later")
-        if is_one_client and self._clients[group] > self.limits.connections_per_client:
-            return Reply(code=421, enhanced_status="4.7.0", text="too many connections from your address")
-        if len(self._sessions) > self.limits.connections:
-            return Reply(code=421, enhanced_status="4.3.2", text="too many connections, try again later")
+        if reply := self.too_many(session.client, group):
+            return reply
         if spent := self._throttle.too_many_errors(session.counted_as):
             return self._put_off(session, spent, code=421)
+        return None
+
+    def too_many(self, client: str, group: str, coming: Mapping[str, int] = MappingProxyType({})) -> Reply | None:
+        """The reply to who is one too many, together with those who are `coming` in (each counted for his group)."""
+        is_one_client = bool(group) and client not in self.trusted_hosts
+        if is_one_client and self._clients[group] + coming.get(group, 0) > self.limits.connections_per_client:
+            return Reply(code=421, enhanced_status="4.7.0", text="too many connections from your address")
+        if len(self._sessions) + sum(coming.values()) > self.limits.connections:
+            return Reply(code=421, enhanced_status="4.3.2", text="too many connections, try again later")
         return None
 
     def take_mail(self, session: DoorLine, mail_from: str) -> Reply | None:

@@ -103,6 +103,7 @@ class AuthSession(TlsSession):
         except asyncio.LimitOverrunError:
             self._hang_up("421 4.7.0 a line without an end, closing")
             raise _Unreadable("500 5.5.6 the line is too long") from None
+        self.note_command("AUTH")
         if len(line) > MAX_LINE_BYTES:
             raise _Unreadable("500 5.5.6 the line is too long")
         answer = line.rstrip(b"\r\n")

@@ -46,6 +46,14 @@ class DoorData(DoorLine):
         elif not self._ended.done():
             self._take_data(self._incoming, data)
 
+    def eof_received(self) -> bool | None:
+        """The client will say no more: that ends the session, but an answer under way he still may hear (not so under TLS)."""
+        is_answering = self._in_data and self._ended.done()
+        if is_answering and self.session.ssl is None:
+            self._reader.feed_eof()
+            return True
+        return super().eof_received()
+
     def retire(self) -> None:
         """Ends the session now, or right after the answer to the data that is coming in."""
         if not self._in_data:

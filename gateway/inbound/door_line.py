@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from gateway.inbound.door import Door
 
 TRY_LATER = Reply(code=451, enhanced_status="4.3.0", text="a fault of ours, the mail is not kept; try again later")
-_EARLY = Reply(
-    code=421, enhanced_status="4.5.0", text="a client waits for the greeting (RFC 5321, section 4.3.1), closing"
-)
 _BARE_LINE_END = Reply(
     code=500,
     enhanced_status="5.5.2",
@@ -94,6 +91,7 @@ class DoorLine(SMTP):
         self._door = door
         self._limits = door.limits
         self._command = ("CONNECT", "")
+        self._address_fault = ""
         self._errors = self._put_off = self._junk_commands = 0
         self._unsent = bytearray()
         self._mail_due = loop.time() + door.limits.session_seconds
@@ -147,16 +145,27 @@ class DoorLine(SMTP):
         try:
             if self._hands_on_others and not await self._hear_whose_it_is():
                 return
-            if self._turned_away is not None or self.bytes_waiting():
-                await self.push(str(self._turned_away or _EARLY))
+            if self._turned_away is not None:
+                await self.push(str(self._turned_away))
                 self._close()
                 return
         except asyncio.CancelledError:
             self._writer.close()  # the client has gone
             raise
         # The one place where aiosmtpd reads a command.
-        self._reader.readuntil = partial(_read_command, self._reader.readuntil)
+        self._reader.readuntil = partial(self._read_command, self._reader.readuntil)
         await super()._handle_client()
+
+    async def _read_command(self, readuntil: Callable[[], Awaitable[bytes]]) -> bytes:
+        """A line as some see it and others do not is how commands are smuggled."""
+        try:
+            line = await readuntil()
+        except asyncio.IncompleteReadError:  # the client had said all before he heard our last answer
+            raise asyncio.CancelledError from None
+        self.note_command("COMMAND")  # until somebody knows more of it
+        if line.find(b"\r") != len(line) - 2:
+            raise BareLineEndError
+        return line
 
     async def _hear_whose_it_is(self) -> bool:
         """Reads the PROXY header and counts the session in anew, for its client; False when there was none."""
@@ -225,8 +234,11 @@ class DoorLine(SMTP):
         line = status if isinstance(status, str) else bytes(status).decode("utf-8", "replace")
         match = _REPLY_LINE.match(line)
         code, enhanced, text = match.groups() if match else ("451", "4.3.0", "try again later")
-        if code == "553" and self._command[0] == "MAIL":
-            enhanced = _SENDER_STATUS
+        if code == "553":
+            enhanced = _SENDER_STATUS if self._command[0] == "MAIL" else enhanced
+            text = f"the address {self._address_fault}"
+        elif text.startswith("Error: command"):
+            text = "that is no command here"  # aiosmtpd repeats it: a password, where AUTH had failed
         reply = (
             Reply.from_peer(int(code), f"{enhanced or _ENHANCED.get(code, '')} {text}") if code[0] in "245" else None
         )
@@ -265,7 +277,6 @@ class DoorLine(SMTP):
     async def handle_exception(self, error: Exception) -> str:
         """A fault of ours is 451 and says nothing of itself to the client."""
         if isinstance(error, BareLineEndError):
-            self.note_command("COMMAND")
             return str(_BARE_LINE_END)
         # Broad: aiosmtpd tells the client the text of what is raised here, as a 500.
         with suppress(Exception):
@@ -285,11 +296,3 @@ class DoorLine(SMTP):
     def note_command(self, verb: str, arg: str | None = "") -> None:
         """Remembers what the next reply is about, for the log."""
         self._command = (verb, (arg or "")[:300])
-
-
-async def _read_command(readuntil: Callable[[], Awaitable[bytes]]) -> bytes:
-    """A line as some see it and others do not is how commands are smuggled."""
-    line = await readuntil()
-    if line.find(b"\r") != len(line) - 2:
-        raise BareLineEndError
-    return line

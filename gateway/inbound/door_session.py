@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.inbound.door_data import NULL_SENDER, DoorData
 from gateway.inbound.xforward import OFFER as XFORWARD_OFFER
 from gateway.inbound.xforward import read_xforward
-from gateway.mail.addresses import parse_mailbox
+from gateway.mail.addresses import parse_mailbox, parse_sender
 
 if TYPE_CHECKING:
     from gateway.inbound.door import Door
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 _JUNK_COMMANDS = frozenset({"NOOP", "HELP", "VRFY", "RSET", "HELO", "EHLO", "LHLO"})
 # A web page that makes a browser speak to us hides a mail in its request: whoever says these words is shown out at the first.
 _WEB_METHODS = ("GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE")
-_PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?([^<>]*)>(?: +(.*))?$|^\s*([^\s<>]+)(?: +(.*))?$")
+_PATH = re.compile(r"^\s*<(?:@[^<>:]*:)?[ \t]*([^<>]*?)[ \t]*>(?:[ \t]+(.*))?$|^\s*([^\s<>]+)(?:[ \t]+(.*))?$")
 _SIZE = re.compile(r"[0-9]{1,20}")
-_HELO = re.compile(
-    r"[!-~\u00a1-\ud7ff\ue000-\U0010ffff]{1,255}"
-)  # no surrogates: they stand for octets that are no text
+# "Ann's PC", too: the name proves nothing, and who owns such a machine could not mend it.
+_HELO = re.compile(r"[ -~\u00a1-\ud7ff\ue000-\U0010ffff]{1,255}")
 
 
 class DoorSession(DoorData):
@@ -56,7 +55,8 @@ class DoorSession(DoorData):
     async def greet(self, verb: str, hostname: str | None, *, extended: bool) -> bool:
         """Begins anew after HELO, EHLO or LHLO; False when the client's name is none."""
         self.note_command(verb)
-        if not hostname or not _HELO.fullmatch(hostname):
+        hostname = (hostname or "").encode("utf-8", "replace").decode()  # what is no UTF-8 reads `?`
+        if not _HELO.fullmatch(hostname):
             await self.push(f"501 5.5.4 Syntax: {verb} hostname")
             return False
         self._set_rset_state()  # type: ignore[no-untyped-call]
@@ -133,6 +133,7 @@ class DoorSession(DoorData):
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
         """Reads a path by our own grammar: the stdlib's turns `a@b@c` into the null sender."""
+        self._address_fault = "does not stand in < and > by itself"
         match = _PATH.match(arg)
         if match is None:
             return None, None
@@ -144,6 +145,7 @@ class DoorSession(DoorData):
         if not is_mail and address.lower() == "postmaster":
             return address, rest
         try:
-            return parse_mailbox(address), rest
-        except ValueError:
+            return (parse_sender if is_mail else parse_mailbox)(address), rest
+        except ValueError as fault:
+            self._address_fault = str(fault)
             return None, None

@@ -5,8 +5,8 @@ Promises:
   * nothing that came in the clear survives: octets behind STARTTLS end the session (CVE-2011-0411), the client greets anew,
     and what it has said and sent is forgotten, but its errors are not;
   * a handshake has its own deadline, and one that fails leaves nothing behind.
-Limits: where TLS begins at once, a session counts for its client from the end of the handshake on.  Octets that the client
-sent before our 354 and that are still a part of a TLS record are not noticed.
+Where TLS begins at once, the handshake is over before the session begins (`tls_listener`).
+Limits: octets that the client sent before our 354 and that are still a part of a TLS record are not noticed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a door listens: `host:port[?proxy=yes]`, or `unix:PATH?mode=0660&group=postfix`; and the opening of UNIX sockets.
+"""Where a door listens: `host:port[?proxy=yes]`, or `unix:PATH?mode=0660&group=postfix`; and the opening of sockets.
 
 Promises: nobody can connect before mode and group are set; the socket file of a dead process is replaced, a live one is
 "address in use", anything that is no socket is left alone; two gateways starting at once cannot take it from each other.
@@ -15,12 +15,13 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 MAX_PATH_OCTETS = 107
+BACKLOG = 512
 _MODE = re.compile(r"0?[0-7]{3}")
 _PROBE_SECONDS = 2.0
 
@@ -89,6 +90,19 @@ def _gid(group: str) -> int:
         raise ValueError(f"group={group}: this machine has no such group") from None
 
 
+def open_tcp(address: TcpAddress) -> list[socket.socket]:
+    """Returns a listening socket for each address that the host has; raises OSError."""
+    with ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, place in dict.fromkeys(found):
+            listener = socket.create_server(place, family=family, backlog=BACKLOG)
+            listener.setblocking(False)
+            sockets.append(opened.enter_context(listener))
+        opened.pop_all()
+        return sockets
+
+
 def open_unix(address: UnixAddress) -> socket.socket:
     """Returns the listening socket; raises OSError (EADDRINUSE when somebody listens there)."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -99,7 +113,7 @@ def open_unix(address: UnixAddress) -> socket.socket:
             if address.gid is not None:
                 os.chown(address.path, -1, address.gid)
             os.chmod(address.path, address.mode)
-            listener.listen(512)  # only now does a connect succeed
+            listener.listen(BACKLOG)  # only now does a connect succeed
     except BaseException:
         listener.close()
         raise

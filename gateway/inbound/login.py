@@ -3,7 +3,7 @@
 Promises: passwords are proven off the event loop and tries are counted per client and name, together with those at the
 pages where both run in one process; a name that is nobody's costs what a wrong password costs.
 What is returned stands in `Envelope.auth`: a user's name, or `app:NAME`, which no user's name can be.
-Limits: while the store is away nobody can log in (454): the client keeps its mail.
+Limits: while the store is away, or too many passwords wait to be proven, nobody can log in (454): the client keeps its mail.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.errors import StoreUnavailable, TransientFailure
+from gateway.errors import TransientFailure
 from gateway.inbound.door_auth import Shown
 from gateway.mail.envelope import APP
 from gateway.maillog import MailLog
@@ -23,7 +23,8 @@ SCOPE = "send"
 
 
 class Passwords(Protocol):
-    async def is_right(self, kept: str | None, password: str) -> bool: ...
+    async def is_right(self, kept: str | None, password: str) -> bool:
+        """As slow for nobody's (None). Raises TransientFailure when it cannot be tried now."""
 
 
 class Throttle(Protocol):
@@ -52,7 +53,7 @@ class DoorLogins:
             raise _later(f"too many wrong tries, wait {wait} seconds")
         try:
             found = await (self._app(shown, client) if prefix else self._user(name, shown.password, client))
-        except StoreUnavailable as fault:
+        except TransientFailure as fault:
             raise _later("logins cannot be checked now, try again later") from fault
         if found:
             self.log.logged_in(found, client=client)
@@ -65,10 +66,11 @@ class DoorLogins:
         self.throttle.failed(name, client)
         try:
             kept = await self.access.password_hash(name)
-        except StoreUnavailable:
+            is_right = await self.passwords.is_right(kept, password)
+        except TransientFailure:
             self.throttle.succeeded(name, client)  # nothing was tried
             raise
-        if not await self.passwords.is_right(kept, password):
+        if not is_right:
             return ""
         self.throttle.succeeded(name, client)
         return name

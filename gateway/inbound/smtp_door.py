@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from gateway.inbound.door import Door, spoken
 from gateway.inbound.door_auth import AuthSession
-from gateway.inbound.listen import TcpAddress, parse_listen
+from gateway.inbound.listen import TcpAddress, open_tcp, parse_listen
+from gateway.inbound.tls_listener import TlsListener
 
 
 class SmtpSession(AuthSession):
@@ -39,13 +40,8 @@ class SmtpDoor(Door):
         """Listens for them, too, beside `start`; raises OSError when the address cannot be had."""
         if self.certificates is None:
             raise ValueError("TLS needs a certificate")
-        tls = {
-            "ssl": self.certificates.listening_context(),
-            "ssl_handshake_timeout": self.limits.handshake_seconds,
-        }
-        if inherited:
-            await self.listen_on(inherited, **tls)
-            self.tls_address = " ".join(spoken(listener) for listener in inherited)
-        elif isinstance(address := parse_listen(listen), TcpAddress):
-            self.tls_address = await self.listen_tcp(address, **tls)
+        address = parse_listen(listen) if not inherited else None
+        sockets = open_tcp(address) if isinstance(address, TcpAddress) else inherited
+        self.tls_address = " ".join(spoken(listener) for listener in sockets)
+        self._servers.append(TlsListener(self, self.certificates, sockets))
         self.log.service("smtps-door", "listening", at=self.tls_address)

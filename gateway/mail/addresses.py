@@ -4,6 +4,7 @@ Used by the contract (what apps send), the doors (what clients say in MAIL and R
 dot-atom or a quoted-string, exactly one `@`, and a domain of LDH labels, IDN labels or an address literal.
 Promises: what passes is one mailbox for every parser that may read it later (no spaces, commas, angle brackets, control
 or direction characters, encoded words), in NFC; the null sender '' never passes.
+A door takes an envelope's sender with less (`parse_sender`): refused, it would be lost for a grammar that its owner cannot mend.
 Limits: comments, groups and source routes are refused; the null sender is the caller's own case.  Home of idna.
 """
 
@@ -18,11 +19,13 @@ MAX_LOCAL_OCTETS = 64
 MAX_DOMAIN_OCTETS = 255
 MAX_MAILBOX_OCTETS = 254
 MAX_ADDRESS_CHARACTERS = 1000
+MAX_SENDER_CHARACTERS = 500
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
 _DOT_ATOM = re.compile(rf"{_ATOM}(\.{_ATOM})*")
 _QUOTED = re.compile(r'"(?:[A-Za-z0-9!#$%&\'*+/=?^_`{|}~\-.()\[\]:;\u0080-\U0010ffff]|\\["\\])*"')
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_SENDER_IN_USE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _ENCODED_WORD = re.compile(r"=\?.*\?=")
 _QUOTED_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _NAME_SPECIALS = frozenset(',;:@"<>')
@@ -67,6 +70,22 @@ def parse_mailbox(text: str) -> str:
     if max(_octets(mailbox), _octets(local) + 1 + len(ascii_domain)) > MAX_MAILBOX_OCTETS:
         raise ValueError(f"is longer than {MAX_MAILBOX_OCTETS} octets")
     return mailbox
+
+
+def parse_sender(text: str) -> str:
+    """Returns an envelope's sender: a mailbox, or what is in use as one; raises the ValueError of `parse_mailbox`.
+
+    Forgiven are a long local part (RFC 5321, section 4.5.3.1, wants no limit; VERP needs more), dots anywhere in it (phones),
+    and any domain of letters, digits, `-` and `_` (scanners). Whoever compares or answers asks `parse_mailbox`, to which such a
+    sender is nobody.
+    """
+    try:
+        return parse_mailbox(text)
+    except ValueError:
+        is_in_use = len(text) <= MAX_SENDER_CHARACTERS and _SENDER_IN_USE.fullmatch(text)
+        if not is_in_use or _ENCODED_WORD.search(text):
+            raise
+        return text
 
 
 def parse_address(text: str) -> Address:

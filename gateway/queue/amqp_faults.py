@@ -14,12 +14,14 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from gateway.errors import QueueUnavailable
+from gateway.queue.amqp_octets import read_leniently
 
 RPC_SECONDS = 10.0
 _NOT_LET_IN = "Expected one of ['Connection.OpenOk']"  # the library keeps the broker's own words to itself
 
 # What it says of a connection that fails goes to stderr where nobody set up logging; it is told as QueueUnavailable.
 logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
+read_leniently()
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 Both say in their table `meta` where the move is, so that the ledger is in use in one place at most:
 
     target `moving`   it is being filled: nobody may work with it; the same move goes on, whenever it was killed
+    both   `copy`     the name of what was copied so far; whoever opens the source for work takes it away there, for what was
+                      copied may be stale from then on: the target is emptied, and the copy begun anew
     source `moved`    its rows are all there: nobody may work with it any more; `ended`: the target may be worked with
 
 The epoch goes along: to `store.ledger_mark` it is the same ledger.  Rows are copied by page in the order of their keys; what
 is there already stays as it is, so that a page may come twice.
-Limits: nobody else may work on either one, which only a server can be asked about; what a row holds is not changed, so the
-blobs it names have to be moved, too.
+Limits: nobody else may work on either one: who had it open before is seen on a server only, who opens it meanwhile at the end;
+what a row holds is not changed, so the blobs it names have to be moved, too.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.errors import PermanentFailure, Problem, SettingsError, StoreUnavailable
+from gateway.mail.ids import new_id
 from gateway.runtime import failpoint
 from gateway.store import schema
 from gateway.store.database import Database, absent_insert
 from gateway.store.migrations import upgrade
 
-MOVING, MOVED, ENDED = "moving", "moved", "move_ended"
-_OWN_WORDS = (MOVING, MOVED, ENDED, "compatible_from")
+MOVING, COPY, MOVED, ENDED = "moving", "copy", "moved", "move_ended"
+_OWN_WORDS = (MOVING, COPY, MOVED, ENDED, "compatible_from")
 _LEFT = frozenset({schema.meta.name, schema.turns.name})  # `meta` goes by itself; a turn is of a process that runs
 _MAY_BE_THERE = frozenset({schema.blobs.name, *_LEFT})  # doors may be putting blobs already
 _PAGES = {schema.blobs.name: 2, schema.mail_octets.name: 50, schema.email_octets.name: 50, schema.outbox.name: 200}
@@ -62,32 +65,45 @@ async def move_ledger(source: Database, target: Database, *, to: str, tell: Tell
     for database in (source, target):
         await _refuse_company(database)
         await upgrade(database)
-    if await _begin(source, target):
+    if await _begin(source, target, to):
         await source.write(lambda connection: _set(connection, ENDED, "yes"))
         return []
     tables = [table for table in schema.metadata.sorted_tables if table.name not in _LEFT]
     copied = [await _copy(source, target, table, tell) for table in tables]
     # Once more, all at one moment: what somebody wrote into the old one meanwhile must not be closed in with it.
     found = await source.read(lambda connection: {table.name: _count(connection, table) for table in tables})
+    await _refuse_stale(source, target)
     copied = [replace(line, found=found[line.table]) for line in copied]
     if not any(item.lacking for item in copied):
         await target.write(_set_numbers)
         failpoint("move.copied-all")
         await source.write(lambda connection: _set(connection, MOVED, to))
         failpoint("move.ledger-closed")
-        await target.write(lambda connection: _unset(connection, MOVING))
+        await target.write(lambda connection: _unset(connection, MOVING, COPY))
         await source.write(lambda connection: _set(connection, ENDED, "yes"))
     return copied
 
 
 async def refuse_moved(database: Database) -> None:
-    """Raises SettingsError for a ledger that is being moved in, or has moved away."""
+    """Raises SettingsError for a ledger that is being moved in, or has moved away; a copy of any other is stale from now on."""
     words = await database.read(_words)
+    if why := _why_not(words):
+        raise SettingsError([Problem("database_url", why)])
+    if COPY in words:
+        await database.write(lambda connection: _unset(connection, COPY))
+
+
+async def why_not_here(database: Database) -> str:
+    """Why nobody may work with this ledger; '' where they may."""
+    return _why_not(await database.read(_words))
+
+
+def _why_not(words: dict[str, str]) -> str:
     if MOVING in words:
-        text = "a ledger is being moved into it: run `gateway move` again until it says that all is there"
-        raise SettingsError([Problem("database_url", text)])
+        return "a ledger is being moved into it: run `gateway move` again until it says that all is there"
     if MOVED in words:
-        raise SettingsError([Problem("database_url", f"its ledger has moved to {words[MOVED]}")])
+        return f"its ledger has moved to {words[MOVED]}: set that, or `gateway move --from` it into an empty database"
+    return ""
 
 
 async def has_moved(database: Database) -> bool:
@@ -101,31 +117,54 @@ async def count_rows(database: Database) -> dict[str, int]:
     return await database.read(lambda connection: {table.name: _count(connection, table) for table in tables})
 
 
-async def _begin(source: Database, target: Database) -> bool:
+async def _begin(source: Database, target: Database, to: str) -> bool:
     """Marks the target as one that is being filled; True when the source was moved before, and nothing is left to do."""
     here, there = await source.read(_words), await target.read(_words)
     epoch = here["epoch"]
     if MOVED in here and there.get(MOVING) != epoch:
+        if there["epoch"] != epoch and not (ENDED in here and here[MOVED] == to):
+            raise PermanentFailure(
+                f"the source's ledger has moved to {here[MOVED]}: that is where it can be taken from"
+            )
         return True
     if MOVING in here:
         raise PermanentFailure("the source is itself being filled by a move that has not ended: end that one first")
-    if there.get(MOVING) == epoch:
-        return False
-    if MOVING in there:
+    if MOVING in there and there[MOVING] != epoch:
         raise PermanentFailure("the target is being filled with another ledger: give this one a database of its own")
+    if MOVING in there and there.get(COPY) == here.get(COPY):
+        return False
     rows = await target.read(_first_rows)
-    if rows:
-        text = f"the target has {', '.join(rows)} of its own, and two ledgers cannot be one: give it an empty database"
+    if rows and MOVING not in there:
+        whose = f"a ledger that moved to {there[MOVED]}" if MOVED in there else f"{', '.join(rows)} of its own"
+        text = f"the target has {whose}, and two ledgers cannot be one: put it away, or name an empty database"
         raise PermanentFailure(text)
-    carried = {key: value for key, value in here.items() if key not in _OWN_WORDS}
-
-    def mark(connection: sa.Connection) -> None:
-        for key, value in (carried | {MOVING: epoch}).items():
-            _set(connection, key, value)
-
-    await target.write(mark)
+    await _begin_copy(source, target, {key: value for key, value in here.items() if key not in _OWN_WORDS})
     failpoint("move.ledger-begun")
     return False
+
+
+async def _begin_copy(source: Database, target: Database, words: dict[str, str]) -> None:
+    """Names a new copy in both, the target first: killed between the two, this one is stale, too."""
+    name = new_id()
+
+    def begin(connection: sa.Connection) -> None:
+        for table in reversed(schema.metadata.sorted_tables):
+            if table.name not in _MAY_BE_THERE:
+                connection.execute(sa.delete(table))
+        for key, value in (words | {MOVING: words["epoch"], COPY: name}).items():
+            _set(connection, key, value)
+
+    await target.write(begin)
+    await source.write(lambda connection: _set(connection, COPY, name))
+
+
+async def _refuse_stale(source: Database, target: Database) -> None:
+    """Who opened the source since the copy began may have changed what was copied before."""
+    here, there = await source.read(_words), await target.read(_words)
+    if here.get(COPY) != there.get(COPY):
+        raise StoreUnavailable(
+            "somebody opened the old ledger meanwhile, so the copy may be stale: the next run begins it anew"
+        )
 
 
 async def _copy(source: Database, target: Database, table: sa.Table, tell: Tell) -> Copied:
@@ -140,7 +179,8 @@ async def _copy(source: Database, target: Database, table: sa.Table, tell: Tell)
         done += len(rows)
         tell(table.name, done, found)
     after = await target.read(lambda connection: _count(connection, table))
-    return Copied(table=table.name, found=found, carried=after - before, already=min(before, found))
+    carried = after - before
+    return Copied(table=table.name, found=found, carried=carried, already=max(0, min(after, found) - carried))
 
 
 def _page(connection: sa.Connection, table: sa.Table, last: Key | None) -> list[dict[str, Any]]:
@@ -190,8 +230,8 @@ def _set(connection: sa.Connection, key: str, value: str) -> None:
     connection.execute(sa.insert(schema.meta), {"key": key, "value": value})
 
 
-def _unset(connection: sa.Connection, key: str) -> None:
-    connection.execute(sa.delete(schema.meta).where(schema.meta.c.key == key))
+def _unset(connection: sa.Connection, *keys: str) -> None:
+    connection.execute(sa.delete(schema.meta).where(schema.meta.c.key.in_(keys)))
 
 
 async def _refuse_company(database: Database) -> None:

@@ -110,6 +110,7 @@ async def check_store(url: str, *, known: str = "") -> Finding:
     """The store opens, has this version's schema, and the ledger that is `known` to be in it; nothing is helped along."""
     from gateway.store.database import file_of, open_as_it_is
     from gateway.store.migrations import HEAD, KNOWN_VERSIONS, current_version, is_compatible
+    from gateway.store.moving import why_not_here
 
     path = file_of(url)
     if not known and path is not None and (not path.exists() or not path.stat().st_size):
@@ -119,6 +120,7 @@ async def check_store(url: str, *, known: str = "") -> Finding:
         try:
             version = await current_version(database)
             is_newer = version not in (None, *KNOWN_VERSIONS) and await is_compatible(database)
+            moved = await why_not_here(database) if version == HEAD or is_newer else ""
         finally:
             await database.close()
     except (StoreUnavailable, SettingsError) as error:
@@ -127,6 +129,8 @@ async def check_store(url: str, *, known: str = "") -> Finding:
     if known and version is None:
         text = f"its database is empty, and {known} knows a ledger"
         return Finding(level="wrong", what="store", finding=text, next_step="restore it; mind database_url")
+    if moved:
+        return Finding(level="wrong", what="store", finding=moved, next_step="mind database_url; see `gateway move`")
     if is_newer:
         return Finding(
             level="ok", what="store", finding=f"opens, schema {version} of a newer gateway, good for this one"

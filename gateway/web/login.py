@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, TransientFailure
 from gateway.mail.tokens import INVITATION, Tokens
 from gateway.maillog import MailLog
 from gateway.store.access import Access
@@ -57,14 +57,21 @@ class Login:
     log: MailLog
 
     async def log_in(self, name: str, password: str, *, client: str, old_session: str) -> str:
-        """A new session's token; '' where name and password are not of one user. Raises Throttled."""
+        """A new session's token; '' where name and password are not of one user.
+
+        Raises Throttled, and TransientFailure where it cannot be tried now.
+        """
         wait = self.throttle.wait_seconds(name, client)
         if wait:
             self.log.login_refused(client=client, why="throttled")
             raise Throttled(wait)
         self.throttle.failed(name, client)
-        kept = await self.access.password_hash(name)
-        is_right = await self.passwords.is_right(kept, password)
+        try:
+            kept = await self.access.password_hash(name)
+            is_right = await self.passwords.is_right(kept, password)
+        except TransientFailure:
+            self.throttle.succeeded(name, client)  # nothing was tried
+            raise
         token = await self.access.start_session(name, kept) if is_right and kept is not None else ""
         if not token:
             self.log.login_refused(client=client, why="name or password")

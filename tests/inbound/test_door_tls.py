@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from conftest import MX, House, Talk, write_pair
 from gateway.inbound.certificate import Certificates, Pair, judge
 from gateway.inbound.door import Door
 from gateway.inbound.smtp_door import SmtpDoor
+from gateway.maillog import MailLog
 
 SMUGGLED = b"MAIL FROM:<evil@example.org>\r\nRCPT TO:<posts@localhost>\r\nDATA\r\nSubject: smuggled\r\n\r\nx"
 TWELVE_ENDS = [
@@ -142,10 +145,71 @@ async def silent_client(door: Door, house: House, is_from_start: bool) -> Talk:
     if not is_from_start:
         return await ready_to_start(door, house)
     await door.start_tls("127.0.0.1:0")
+    return await another_silent_client(door, house)
+
+
+@pytest.mark.parametrize("limit", ["connections_per_client", "connections"])
+async def test_who_shakes_hands_takes_a_place_too(
+    limit: str, house: House, certificates: Certificates, client_context: ssl.SSLContext
+) -> None:
+    stream = StringIO()
+    house.log = MailLog(stream=stream, as_json=True)
+    door = await house.open_door(certificates=certificates, crowded_idle_seconds=60.0, **{limit: 3})
+    assert isinstance(door, SmtpDoor)
+    first = await silent_client(door, house, is_from_start=True)
+    waiting = [first, *[await another_silent_client(door, house) for _ in range(2)]]
+    too_many = await another_silent_client(door, house)
+    assert await too_many.reader.read() == b""
+    (said,) = [json.loads(line) for line in stream.getvalue().splitlines() if '"refused"' in line]
+    assert (said["verb"], said["reply"][:27]) == (
+        "CONNECT",
+        f"421 4.{'7.0' if limit.endswith('client') else '3.2'} too many connections"[:27],
+    )
+    for talk in waiting:
+        talk.writer.transport.abort()
+    talk = await talk_when_there_is_a_place(door, client_context, house)  # the places are free again
+    await begin_data(talk)
+
+
+async def another_silent_client(door: SmtpDoor, house: House) -> Talk:
     host, _, port = door.tls_address.rpartition(":")
     talk = Talk(*await asyncio.open_connection(host, int(port)))
     house.stack.callback(talk.close)
     return talk
+
+
+async def talk_when_there_is_a_place(door: SmtpDoor, context: ssl.SSLContext, house: House) -> Talk:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                talk = await Talk.with_tls_door(door, context)
+            except OSError:
+                await asyncio.sleep(0)
+                continue
+            house.stack.callback(talk.close)
+            if (await talk.reply()).startswith("220"):
+                return talk
+
+
+async def test_a_handshake_that_fails_is_told(house: House, certificates: Certificates) -> None:
+    stream = StringIO()
+    house.log = MailLog(stream=stream, as_json=True)
+    door = await house.open_door(certificates=certificates)
+    talk = await silent_client(door, house, is_from_start=True)
+    await talk.send(b"EHLO client\r\n")  # a client that should speak TLS and does not
+    await talk.reader.read()
+    async with asyncio.timeout(10):
+        while "handshake-failed" not in stream.getvalue():
+            await asyncio.sleep(0)
+    assert '"client": "127.0.0.1"' in stream.getvalue()
+
+
+async def test_closing_cuts_off_who_shakes_hands_at_once(house: House, certificates: Certificates) -> None:
+    door = await house.open_door(certificates=certificates, drain_seconds=5.0)
+    talk = await silent_client(door, house, is_from_start=True)
+    async with asyncio.timeout(2):
+        await door.close()
+        assert await talk.reader.read() == b""
 
 
 async def test_a_client_that_trusts_nobody_leaves_and_is_forgotten(house: House, certificates: Certificates) -> None:

@@ -241,6 +241,22 @@ async def test_a_client_gone_within_its_data_leaves_nothing(house: House, talk_w
     assert await house.tickets() == []
 
 
+async def test_who_says_no_more_after_the_dot_hears_the_answer(house: House, talk_with: Connect) -> None:
+    """Scripts and scanners write the dot and QUIT, close their half and perhaps read."""
+    door = await house.open_door()
+    for _ in range(3):
+        talk = await talk_with(door)
+        await talk.begin_data()
+        await talk.send(b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n")
+        talk.writer.write_eof()
+        assert [(await talk.reply())[:3] for _ in range(3)] == ["250", "221", ""]
+    assert len(await house.tickets()) == 3
+    async with asyncio.timeout(10):
+        while door._sessions:
+            await next(iter(door._sessions)).gone.wait()
+    assert door.log.counters["door-fault"] == 0
+
+
 async def test_endless_data_is_cut_off(house: House, talk_with: Connect) -> None:
     talk = await talk_with(await house.open_door(mail_bytes=10_000))
     await talk.begin_data()

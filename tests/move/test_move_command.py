@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -9,17 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from gateway import commands
 from gateway.app.in_use import at_work, emptied
 from gateway.app.making import blob_mark
 from gateway.app.moving import refuse_to_strand, what_is_left, what_moves
-from gateway.errors import PermanentFailure, SettingsError, TransientFailure
+from gateway.errors import PermanentFailure, SettingsError, StoreUnavailable, TransientFailure
 from gateway.queue.sqlite import SqliteBroker
 from gateway.queue.ticket import EMAIL_SEND, Ticket
 from gateway.settings import Settings
-from gateway.store.blobs import FileBlobStore
+from gateway.store import moving
+from gateway.store.blobs import FileBlobStore, digest_of
 from gateway.store.database import open_database
+from gateway.store.schema import meta
 
 AMQP, SERVER, BUCKET = "amqp://u:s3cret@rabbit/mail", "postgresql://u:s3cret@db/mail", "s3://bucket/blobs"
 
@@ -70,6 +74,19 @@ async def test_the_doctor_says_so_too(house: Path, tmp_path: Path) -> None:
     assert (found.level, "holds blobs" in found.finding, found.next_step) == ("wrong", True, "gateway move")
 
 
+@pytest.mark.parametrize(
+    ("word", "says"), [(moving.MOVED, "its ledger has moved to there"), (moving.MOVING, "is being moved into it")]
+)
+async def test_the_doctor_knows_a_ledger_that_moved(house: Path, word: str, says: str) -> None:
+    database = await open_database(f"sqlite:///{house}/store.db")
+    await database.write(
+        lambda connection: connection.execute(sa.insert(meta), {"key": word, "value": "there"}).rowcount
+    )
+    await database.close()
+    [found] = [item for item in await commands.doctor(grown(house)) if item.what == "store"]
+    assert (found.level, says in found.finding) == ("wrong", True)
+
+
 async def test_another_file_is_not_moved_but_renamed(house: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"set it back, or: .* `mv .*queue.db .*other.db` does it"):
         await refuse_to_strand(grown(house, queue_url=f"sqlite:///{tmp_path}/other.db"))
@@ -114,7 +131,7 @@ def test_a_gateway_and_a_move_keep_out_of_each_others_house(tmp_path: Path) -> N
     with (
         at_work(tmp_path),
         at_work(tmp_path),
-        pytest.raises(TransientFailure, match="a gateway is running in"),
+        pytest.raises(TransientFailure, match="a gateway, or another move, is running in"),
         emptied(tmp_path),
     ):
         """Never reached."""
@@ -128,7 +145,10 @@ def test_run_and_move_say_it_in_one_line(tmp_path: Path) -> None:
     with emptied(tmp_path):
         also = gateway(tmp_path, "run", "web", GATEWAY_WEB_LISTEN="127.0.0.1:0")
     assert (refused.returncode, also.returncode) == (75, 75)
-    assert refused.stderr == f"gateway: a gateway is running in {tmp_path}: stop it first; try again later\n"
+    assert (
+        refused.stderr
+        == f"gateway: a gateway, or another move, is running in {tmp_path}: stop it first; try again later\n"
+    )
     assert "`gateway move` is at work in" in also.stderr.splitlines()[-1]
 
 
@@ -170,3 +190,46 @@ async def test_a_damaged_blob_is_named_and_the_others_go_on(house: Path, tmp_pat
     assert (part.found, part.carried, part.is_whole) == (2, 1, False)
     assert rotten.name in part.lacking[0]
     assert await what_is_left(settings), "it is not done with"
+
+
+async def test_blobs_put_after_the_house_came_back_are_not_left_behind(house: Path, tmp_path: Path) -> None:
+    settings = grown(house, blobs_url=f"file://{tmp_path}/new")
+    [move] = await what_is_left(settings)
+    await move.run(settings, no_word)
+    assert await what_is_left(settings) == []
+    await FileBlobStore(house / "blobs").put(b"three: the settings were set back for a while")
+    [move] = await what_is_left(settings)
+    [part] = await move.run(settings, no_word)
+    assert (part.found, part.carried, part.already) == (3, 1, 2)
+    assert await what_is_left(settings) == []
+
+
+async def test_a_place_that_cannot_be_reached_is_told_before_anything_is_carried(
+    house: Path, bare_postgres_url: str
+) -> None:
+    """Otherwise a wrong password of the last place would find the ledger closed in the old one."""
+    nobody = "amqp://u:wrong@127.0.0.1:1/mail"
+    urls = {"GATEWAY_DATABASE_URL": bare_postgres_url, "GATEWAY_QUEUE_URL": nobody}
+    refused = await asyncio.to_thread(gateway, house, "move", **urls)
+    assert (refused.returncode, refused.stdout.strip()) == (75, "")
+    assert "RabbitMQ cannot be reached" in refused.stderr
+    await (await open_database(f"sqlite:///{house}/store.db")).close()
+
+
+async def test_a_bucket_that_is_not_there_is_told_before_anything_is_carried(house: Path, bucket_url: str) -> None:
+    [move] = await what_is_left(grown(house, blobs_url=bucket_url.replace("s3://", "s3://no")))
+    with pytest.raises(StoreUnavailable, match="there is no bucket"):
+        await move.look(grown(house))
+
+
+async def test_blobs_go_to_a_bucket_and_back(house: Path, bucket_url: str, tmp_path: Path) -> None:
+    settings = grown(house, blobs_url=bucket_url)
+    [move] = await what_is_left(settings)
+    await move.look(settings)
+    [part] = await move.run(settings, no_word)
+    assert (part.found, part.carried, part.is_whole) == (2, 2, True)
+    assert await what_is_left(settings) == []
+    back = await what_moves(bucket_url, f"file://{tmp_path}/back")
+    [part] = await back.run(settings, no_word)
+    assert (part.found, part.carried, part.is_whole) == (2, 2, True)
+    assert await FileBlobStore(tmp_path / "back").get(digest_of(b"two")) == b"two"

@@ -155,7 +155,7 @@ async def test_two_ledgers_are_never_made_one(places) -> None:
     await other.write(lambda connection: connection.execute(sa.insert(schema.users), user).rowcount)
     await other.close()
     source, target = await opened(source_url), await opened(target_url)
-    with pytest.raises(PermanentFailure, match="the target has users of its own"):
+    with pytest.raises(PermanentFailure, match="the target has users of its own, and two"):
         await moving.move_ledger(source, target, to="there", tell=no_word)
 
 
@@ -187,3 +187,100 @@ async def test_what_came_into_the_old_one_meanwhile_keeps_it_open(places, monkey
     lines = await moving.move_ledger(source, target, to="there", tell=no_word)
     assert {line.table: line.lacking for line in lines if line.lacking} == {"people": 1}
     await (await open_database(source_url)).close()
+
+
+async def test_a_copy_of_a_ledger_that_went_on_since_is_begun_anew(places, monkeypatch) -> None:
+    """A move that was given up: the house went back to work on the old place, and tries again another day."""
+    source_url, target_url, opened = places
+
+    def die(name: str) -> None:
+        if name == "move.copied-all":
+            raise Killed
+
+    monkeypatch.setattr(moving, "failpoint", die)
+    source, target = await opened(source_url), await opened(target_url)
+    with pytest.raises(Killed):
+        await moving.move_ledger(source, target, to="there", tell=no_word)
+    await source.close()
+    await target.close()
+
+    house = await open_database(source_url)
+    sent = sa.update(schema.email_recipients).values(disposition="relayed")
+    gone = sa.delete(schema.people)
+    await house.write(lambda connection: connection.execute(sent).rowcount + connection.execute(gone).rowcount)
+    expected = await house.read(contents)
+    await house.close()
+
+    monkeypatch.setattr(moving, "failpoint", lambda name: None)
+    source, target = await opened(source_url), await opened(target_url)
+    lines = await moving.move_ledger(source, target, to="there", tell=no_word)
+    assert not any(line.lacking for line in lines)
+    assert await target.read(contents) == expected
+
+
+async def test_who_opens_the_old_one_meanwhile_is_noticed(places, monkeypatch) -> None:
+    source_url, target_url, opened = places
+    source, target = await opened(source_url), await opened(target_url)
+    copies = moving._copy
+
+    async def copy_late(source: Database, target: Database, table: sa.Table, tell: moving.Tell) -> moving.Copied:
+        copied = await copies(source, target, table, tell)
+        if table.name == "email_recipients":
+            await moving.refuse_moved(source)  # as everybody who opens it
+            relayed = sa.update(schema.email_recipients).values(disposition="relayed")
+            await source.write(lambda connection: connection.execute(relayed).rowcount)
+        return copied
+
+    monkeypatch.setattr(moving, "_copy", copy_late)
+    with pytest.raises(StoreUnavailable, match="the next run begins it anew"):
+        await moving.move_ledger(source, target, to="there", tell=no_word)
+    monkeypatch.setattr(moving, "_copy", copies)
+    expected = await source.read(contents)
+    await source.close()
+    await target.close()
+    source, target = await opened(source_url), await opened(target_url)
+    lines = await moving.move_ledger(source, target, to="there", tell=no_word)
+    assert not any(line.lacking for line in lines)
+    assert await target.read(contents) == expected
+
+
+async def test_a_ledger_that_went_elsewhere_is_not_called_moved_here(places, monkeypatch, tmp_path: Path) -> None:
+    """Killed when the old one was closed, and then the settings name another place."""
+    source_url, target_url, opened = places
+    source, target = await opened(source_url), await opened(target_url)
+
+    def die(name: str) -> None:
+        if name == "move.ledger-closed":
+            raise Killed
+
+    monkeypatch.setattr(moving, "failpoint", die)
+    with pytest.raises(Killed):
+        await moving.move_ledger(source, target, to="there", tell=no_word)
+    await source.close()
+    await target.close()
+    source, other = await opened(source_url), await opened(f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(PermanentFailure, match="has moved to there"):
+        await moving.move_ledger(source, other, to="elsewhere", tell=no_word)
+    assert not await moving.has_moved(source), "its rows are nowhere else yet"
+
+
+async def test_blobs_that_doors_put_already_are_not_counted_as_ours(places) -> None:
+    source_url, target_url, opened = places
+    door = await open_database(target_url)
+    row = {"digest": "sha256:other", "octets": b"x", "size": 1, "put_at": MOMENT}
+    await door.write(lambda connection: connection.execute(sa.insert(schema.blobs), row).rowcount)
+    await door.close()
+    source, target = await opened(source_url), await opened(target_url)
+    lines = await moving.move_ledger(source, target, to="there", tell=no_word)
+    assert {line.table for line in lines if line.found != line.carried + line.already} == set()
+
+
+async def test_on_the_way_back_the_closed_ledger_is_named_for_what_it_is(places) -> None:
+    source_url, target_url, opened = places
+    source, target = await opened(source_url), await opened(target_url)
+    await moving.move_ledger(source, target, to="there", tell=no_word)
+    await source.close()
+    await target.close()
+    source, target = await opened(source_url), await opened(target_url)
+    with pytest.raises(PermanentFailure, match=r"has a ledger that moved to there, .*: put it away"):
+        await moving.move_ledger(target, source, to="back", tell=no_word)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.mail.addresses import Address, domain_to_ascii, needs_smtputf8, parse_address, parse_mailbox, wire_mailbox
+from gateway.mail.addresses import (
+    MAX_SENDER_CHARACTERS,
+    Address,
+    domain_to_ascii,
+    needs_smtputf8,
+    parse_address,
+    parse_mailbox,
+    parse_sender,
+    wire_mailbox,
+)
 
 GOOD = {
     "ann@example.org": "ann@example.org",
@@ -115,3 +124,27 @@ def test_a_display_name_that_deceives_is_refused(text: str) -> None:
 def test_only_a_local_part_beyond_ascii_needs_smtputf8() -> None:
     assert needs_smtputf8("jörg@example.org")
     assert not needs_smtputf8("ann@müller.example")
+
+
+IN_USE = {
+    "x" * 65 + "@b",
+    ".a@b",
+    "a..b@c",
+    "a@-b.de",
+    "a@under_score.de",
+    "a@192.0.2.1",
+    "a@" + "label." * 50 + "de",
+}
+
+
+@pytest.mark.parametrize("sender", sorted(IN_USE))
+def test_an_envelopes_sender_is_taken_as_it_is_in_use(sender: str) -> None:
+    assert parse_sender(sender) == sender
+
+
+@pytest.mark.parametrize(
+    "sender", [*(text for text in BAD if text not in IN_USE), "x" * MAX_SENDER_CHARACTERS + "@b", "ann@.b"]
+)
+def test_what_programs_may_read_in_two_ways_is_no_sender(sender: str) -> None:
+    with pytest.raises(ValueError):
+        parse_sender(sender)
