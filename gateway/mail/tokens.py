@@ -38,7 +38,7 @@ class Tokens:
         """The token of a UUID for one purpose."""
         subject = uuid.UUID(identity).bytes
         octets = subject + _proof(self._keys[0], purpose, subject)
-        return base64.b32encode(octets).decode().rstrip("=").lower()
+        return _written(octets)
 
     def seal(self, purpose: str, octets: bytes) -> str:
         """Any few octets (of a number that base32 needs no padding for, with the proof) as a shorter token."""
@@ -61,6 +61,8 @@ class Tokens:
         if not looks_signed(token):
             return None
         octets = base64.b32decode(token.upper() + "=" * (-len(token) % 8))
+        if _written(octets) != token:
+            return None  # the last letter holds two bits more than there are, and only one spelling is ours
         subject, proof = octets[:16], octets[16:]
         matches = [hmac.compare_digest(proof, _proof(key, purpose, subject)) for key in self._keys]
         return str(uuid.UUID(bytes=subject)) if any(matches) else None
@@ -69,6 +71,10 @@ class Tokens:
 def looks_signed(text: str) -> bool:
     """Whether the text has the form of a token, ours or forged."""
     return _TOKEN.fullmatch(text.lower()) is not None
+
+
+def _written(octets: bytes) -> str:
+    return base64.b32encode(octets).decode().rstrip("=").lower()
 
 
 def _proof(key: bytes, purpose: str, subject: bytes) -> bytes:

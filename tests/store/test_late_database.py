@@ -17,7 +17,7 @@ from gateway.errors import SettingsError, StoreUnavailable
 from gateway.store.database import Database, open_as_it_is, open_database
 from gateway.store.late import LateDatabase
 
-COUNT = sa.text("SELECT count(*) FROM meta")
+COUNT = sa.text("SELECT count(*) FROM meta WHERE key = 'epoch'")
 
 
 @asynccontextmanager

@@ -30,7 +30,9 @@ def written_steps() -> set[str]:
             match node:
                 case ast.keyword(arg="step", value=ast.Constant(value=str(name))) if name:
                     found.add(name)
-                case ast.Call(func=ast.Attribute(attr="_note"), args=[*_, ast.Constant(value=str(name)), ast.Dict()]):
+                case ast.Call(
+                    func=ast.Attribute(attr="_note" | "note"), args=[*_, ast.Constant(value=str(name)), ast.Dict()]
+                ):
                     found.add(name)
                 case ast.Constant(value=str(name)) if name.endswith("_asked"):
                     found.add(name)
