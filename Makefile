@@ -32,7 +32,7 @@ services: ## install what the tests need and PyPI cannot give (apt, root): chrom
 	@tests/services/install.sh
 
 test-services: setup services ## the tests with every service there; a skip is a failure
-	TEST_SERVICES=required .venv/bin/python -m pytest -q -n 3 --dist worksteal -m "not long"
+	TEST_SERVICES=required .venv/bin/python -m pytest -q -n 4 --dist worksteal -m "not long"
 
 test-long: setup ## every test, the long ones and the large numbers of examples too
 	HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest -q
