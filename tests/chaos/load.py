@@ -32,6 +32,7 @@ class Load:
         self.outages = 0
         self._pace_seconds = pace_seconds
         self._number = 0
+        self._publishing = 0
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -45,9 +46,9 @@ class Load:
         self._stop.set()
 
     async def drain(self, *, idle_seconds: float) -> None:
-        """Waits until everything confirmed is settled, or nothing has moved for so long."""
+        """Waits until nobody publishes and everything confirmed is settled, or nothing has moved for so long."""
         moved, self._moved_at = -1, asyncio.get_running_loop().time()
-        while not self.confirmed <= self.settled.keys():
+        while self._publishing or not self.confirmed <= self.settled.keys():
             now, count = asyncio.get_running_loop().time(), self.settled.total()
             if count != moved:
                 moved, self._moved_at = count, now
@@ -87,12 +88,14 @@ class Load:
                 group.create_task(self._publish_on(broker))
 
     async def _publish_on(self, broker: Broker) -> None:
+        self._publishing += 1
         while not self._stop.is_set():
             self._number += 1
             id = str(self._number)
             while not await self._is_confirmed(broker, id):
                 await asyncio.sleep(PAUSE_SECONDS)
             await asyncio.sleep(self._pace_seconds)
+        self._publishing -= 1
 
     async def _is_confirmed(self, broker: Broker, id: str) -> bool:
         try:
