@@ -4,6 +4,7 @@ The gateway's SMTP door as a process of its own (`gateway run smtp`) with its SQ
 is one (or in BENCH_DIR): on a disk that others use, its stalls are the p99, and tell nothing of the door.  The slow ones come from
 127.0.0.2 to 127.0.0.60, in equal parts: silent; a byte a second in a command, in a header, in a text; 200 KB of a mail and then
 a byte a second; a command of 60 KB without an end; never reading a reply.  Who is shown out comes again a second later.
+Each keeps time for itself: strangers do not act in step.  BENCH_IN_STEP=1 has them do so, and shows what a concerted burst costs.
 Rounds in pairs, without and with them, so that both meet the same weather; `time` is from the connect to the final 250.
 Memory is the door's: VmRSS after the rounds without and with the slow ones, VmHWM at the end.
 """
@@ -24,6 +25,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "6"))
+IS_IN_STEP = bool(os.environ.get("BENCH_IN_STEP"))
 PAIRS, ORDINARY, SLOW, ADDRESSES = 5, 50, 500, 59
 PAUSE_SECONDS = 0.4
 GOAL = 2.0
@@ -136,7 +138,7 @@ class Slow:
     async def drip(self) -> None:
         while True:
             await self.write(b"x")
-            await asyncio.sleep(1)
+            await a_second()
 
     async def begin_data(self) -> None:
         for command in TO_DATA:
@@ -187,6 +189,7 @@ WAYS: tuple[Callable[[Slow], Awaitable[None]], ...] = (
 
 
 async def be_slow(port: int, number: int, inside: set[int]) -> None:
+    await asyncio.sleep(0 if IS_IN_STEP else random.uniform(0, 1))
     while True:
         writer = None
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -197,7 +200,11 @@ async def be_slow(port: int, number: int, inside: set[int]) -> None:
             await WAYS[number % len(WAYS)](Slow(reader, writer))
         if writer is not None:
             writer.close()
-        await asyncio.sleep(1)
+        await a_second()
+
+
+async def a_second() -> None:
+    await asyncio.sleep(1 if IS_IN_STEP else random.uniform(0.5, 1.5))
 
 
 async def crowd(port: int) -> None:
