@@ -198,7 +198,7 @@ async def demonstrate(settings: Settings) -> None:
     tables.print_rows([asdict(line) for line in lines], ["what", "id", "outcome"], as_json=False)
     say("\nThe story of the post:")
     if story is not None:
-        tables.print_object(story, as_json=False)
+        tables.print_object(tables.in_words(story), as_json=False)
 
 
 def introduce(settings: Settings) -> None:

@@ -23,6 +23,14 @@ class Lines:
     lines: Sequence[str]
 
 
+def in_words(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with what was found out of the sender as lines for people."""
+    from gateway.inbound.authenticate.words import words_of
+
+    found = {key: item[key] for key in ("authentication", "auth") if isinstance(item.get(key), Mapping)}
+    return {**item, **{key: Lines(words) for key, value in found.items() if (words := words_of(value))}}
+
+
 def printable(value: Any) -> str:
     """One line of text, whatever the value was."""
     if value is None:

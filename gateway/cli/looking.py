@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +21,7 @@ def show(context: Context, item: Annotated[str, typer.Argument(metavar="ID")], a
     if len(found) > 1:
         raise no(f"{item} is not unique: {', '.join(sorted(found))}")
     story = next(iter(found.values()))
-    tables.print_object(story if as_json else _in_words(story), as_json=as_json)
+    tables.print_object(story if as_json else tables.in_words(story), as_json=as_json)
 
 
 def emails(
@@ -86,13 +85,4 @@ def explain(
     except OSError as error:
         raise no(f"{file}: {error.strerror}") from None
     for item in wait_for(commands.explain(settings_of(context), octets, to, from_, client=client, helo=helo)):
-        tables.print_object(item if as_json else _in_words(item), as_json=as_json)
-
-
-def _in_words(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with what was found out of the sender as lines for people."""
-    from gateway.inbound.authenticate.words import words_of
-    from gateway.tables import Lines
-
-    found = {key: item[key] for key in ("authentication", "auth") if isinstance(item.get(key), Mapping)}
-    return {**item, **{key: Lines(words) for key, value in found.items() if (words := words_of(value))}}
+        tables.print_object(item if as_json else tables.in_words(item), as_json=as_json)

@@ -12,7 +12,7 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
-_EXTRA = "published by an app itself on RabbitMQ, taken in by another host, or older than 8 days"
+_EXTRA = "notices, published by an app itself on RabbitMQ, taken in by another host, or older than 8 days"
 
 alarm = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Alarms: how admins are told.")
 

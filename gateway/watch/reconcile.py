@@ -7,8 +7,9 @@ goes, so: receipts first, up to the youngest of this moment; then what the store
 the tickets; then what no ticket stands for is looked up in the store once more.  What was in neither, in this order, is lost.
 A mail that is pending lives by a ticket, too: without one nobody would ever work it, and it is named.  (For email the
 sweeper makes a new ticket.)  As a replay may begin between two reads, the last two are done twice.
-`extra` is what the store has without a receipt: older than they are kept, taken in by another host, or published by an app
-itself on an engine where only the gateway keeps receipts (RabbitMQ); a lower bound while traffic flows, and harmless.
+`extra` is what the store has without a receipt: notices, which begin there; older than they are kept, taken in by another
+host, or published by an app itself on an engine where only the gateway keeps receipts (RabbitMQ); a lower bound while traffic
+flows, and harmless.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ async def test_what_has_no_receipt_is_extra_and_harmless(office: Office) -> None
     assert (await office.balance()).as_row() == {"accepted": 0, "accounted": 0, "missing": [], "extra": 2}
     code, row, said = await asyncio.to_thread(counted, office.folder)
     assert (code, row["extra"]) == (0, 2)
-    assert said.startswith("gateway: 2 extra, without a receipt of this host: published by an app itself")
+    assert said.startswith("gateway: 2 extra, without a receipt of this host: notices, published by an app itself")
 
 
 async def test_nothing_is_called_missing_while_traffic_flows(office: Office) -> None:
