@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from gateway.app.checks import check_values, database_file
 from gateway.app.in_use import at_work
@@ -99,8 +99,13 @@ def start_many(settings: Settings, names: Sequence[str], count: int, *, options:
     """Runs the gateway in `count` processes, each started with these options of the command; returns the exit code."""
     from gateway.app.processes import command_of, run_processes
 
-    services = _known(names)
-    return asyncio.run(run_processes(settings, services, count, command_of(options, names)))
+    services, command = _known(names), command_of(options, names)
+
+    async def run() -> int:
+        async with _telling_of_no_start(settings, MailLog()):
+            return await run_processes(settings, services, count, command)
+
+    return asyncio.run(run())
 
 
 def _known(names: Sequence[str]) -> tuple[str, ...]:
@@ -144,12 +149,18 @@ def _settle_in() -> None:
 async def _build_or_tell(
     settings: Settings, names: Sequence[str], log: MailLog, stack: AsyncExitStack
 ) -> dict[str, Service]:
-    """Builds the services; that the queue is away is told to the admins before the process ends."""
+    async with _telling_of_no_start(settings, log):
+        await refuse_to_strand(settings)
+        return await _build(settings, names, log, stack)
+
+
+@asynccontextmanager
+async def _telling_of_no_start(settings: Settings, log: MailLog) -> AsyncIterator[None]:
+    """That the queue is away is told to the admins before the process ends."""
     from gateway.watch.alarms.watch import tell_of_no_start
 
     try:
-        await refuse_to_strand(settings)
-        return await _build(settings, names, log, stack)
+        yield
     except QueueUnavailable as fault:
         with suppress(OSError, TimeoutError):  # a disk that cannot even take the book: the fault itself says so
             await tell_of_no_start(fault, *alarm_book(settings, log), log)

@@ -34,6 +34,8 @@ def run(
     from gateway import app, commands
 
     settings = settings_of(context)
+    if processes > 1 and demo:
+        raise typer.BadParameter("the demo is shown by one process: leave out --demo or --processes")
     if processes > 1:
         raise typer.Exit(app.start_many(settings, services or (), processes, options=options_of(context)))
     extra = None

@@ -82,11 +82,14 @@ async def test_a_store_locked_away_is_one_sms_and_its_return_another_across_a_re
     assert "token-of-ours" not in house.log()
 
 
-def test_a_gateway_that_cannot_start_says_so_once_however_often_it_is_tried(tmp_path: Path, receiver: Receiver) -> None:
+@pytest.mark.parametrize("more", [(), ("--processes", "2")], ids=["one", "two"])
+def test_a_gateway_that_cannot_start_says_so_once_however_often_it_is_tried(
+    tmp_path: Path, receiver: Receiver, more: tuple[str, ...]
+) -> None:
     (tmp_path / "var").mkdir()
     (tmp_path / "var" / "queue.db").write_bytes(b"no database at all, whatever its name says\n" * 100)
     listen = {"GATEWAY_SMTP_LISTEN": "127.0.0.1:0", "GATEWAY_WEB_LISTEN": "127.0.0.1:0"}
-    said = [gateway(tmp_path, "run", GATEWAY_ADMIN_URLS=receiver.url, **listen) for _ in range(3)]
+    said = [gateway(tmp_path, "run", *more, GATEWAY_ADMIN_URLS=receiver.url, **listen) for _ in range(3)]
     assert [done.returncode for done in said] == [75] * 3
     assert ["alarm-raised" in done.stderr for done in said] == [True, False, False]
     [message] = receiver.messages
